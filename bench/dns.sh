@@ -22,7 +22,10 @@ in_ns ip link set host1 up
 in_ns ip link set host0 up
 in_ns ip route add default via 198.51.100.254 dev host0
 
-printf 'no-resolv\nno-hosts\nlisten-address=198.51.100.1\nbind-interfaces\naddress=/bench.example/203.0.113.7\n' >"$dir/conf"
+# Each address has four names, as on a host of several sites.
+for name in {1..1000}; do echo "203.0.113.$((name % 250 + 1)) n$name.bench.example"; done >"$dir/hosts"
+printf 'no-resolv\nno-hosts\naddn-hosts=%s\nlisten-address=198.51.100.1\nbind-interfaces\n' "$dir/hosts" >"$dir/conf"
+chmod -R a+rX "$dir"
 in_ns dnsmasq -C "$dir/conf" -k -x "$dir/pid" 2>/dev/null &
 for name in {1..1000}; do echo "n$name.bench.example A"; done >"$dir/questions"
 : >"$dir/rules"

@@ -37,7 +37,7 @@ pub fn ndp(data: &[u8]) {
     let Ok(Frame { body: Body::Ip(packet), .. }) = frame::parse(&bytes) else { return };
     let Transport::Icmp(message) = packet.transport else { return };
     let mut link = Capture::default();
-    let outcome = local::on_icmpv6(&settings, &mut Guest::new(&settings, None), &packet, &message, &mut link);
+    let outcome = local::on_icmp(&settings, &mut Guest::new(&settings, None), &packet, &message, &mut link);
     answer(&link, outcome);
 }
 

@@ -3,6 +3,7 @@
 
 use wire::{
     frame::{self, Body, Transport},
+    offload::Offload,
     stream::{BadLength, MAX_FRAME_LEN, PREFIX_LEN, Unframer},
     train::Train,
 };
@@ -64,10 +65,10 @@ fn in_pieces<'a>(cut: u8, stream: &'a [u8], frames: &mut Vec<&'a [u8]>) -> Resul
 }
 
 fn join(first: &[u8], second: &[u8]) {
-    let Some(mut train) = Train::begin(first) else { return };
+    let Some(mut train) = Train::begin(first, first, &Offload::default()) else { return };
     let mut buffer = [first, second].concat();
     let mut range = 0..first.len();
-    if !train.join(&mut buffer, &mut range, first.len()..first.len() + second.len()) {
+    if !train.join_in(&mut buffer, &mut range, first.len()..first.len() + second.len()) {
         assert_eq!(range, 0..first.len());
         assert_eq!(buffer, [first, second].concat());
         return;

@@ -1,5 +1,7 @@
 //! `cargo xtask ci`: every check that a change must pass, step by step.
 
+mod tests_step;
+
 use std::env;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -7,29 +9,47 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::house::root;
+use crate::instructions;
 
 /// The test command. The README must contain the same command.
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The name of each step, and its command.
-const STEPS: [(&str, &str); 4] = [
+const STEPS: [(&str, &str); 3] = [
     ("formatting", "cargo fmt --check"),
     ("lints", "cargo clippy --workspace --all-targets -- -D warnings"),
     // The documentation includes private items: developers read it, too.
     ("documentation", "cargo doc --workspace --no-deps --document-private-items"),
-    ("tests", TEST_COMMAND),
 ];
 
 /// Runs all steps. Stops when a step fails.
 pub(crate) fn run() -> anyhow::Result<()> {
+    // Most end-to-end tests wait for other processes most of the time.
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(4).to_string();
     for (name, command) in STEPS {
         step(name, command, &[])?;
     }
+    tests_step::run("tests", TEST_COMMAND, &[("RUST_TEST_THREADS", &threads)])?;
+    instruction_counts()?;
     virtual_machine()?;
     if has("cargo", &["deny", "--version"]) {
         step("dependencies", "cargo deny check", &[])?;
     } else {
         skipped("dependencies", "cargo-deny is not installed (cargo install cargo-deny)");
+    }
+    Ok(())
+}
+
+/// Compares the instruction counts of hot functions, if this machine can.
+fn instruction_counts() -> anyhow::Result<()> {
+    const NAME: &str = "instruction counts";
+    if !has("valgrind", &["--version"]) {
+        skipped(NAME, "valgrind is not installed");
+        return Ok(());
+    }
+    match instructions::incomparable()? {
+        Some(why) => skipped(NAME, &why),
+        None => step(NAME, "cargo xtask instructions --dev", &[])?,
     }
     Ok(())
 }
@@ -44,8 +64,9 @@ fn virtual_machine() -> anyhow::Result<()> {
     let folder = env::temp_dir().join(format!("passt-rs-guest-{}", std::process::id()));
     let made = Command::new(root().join(".ci/guest")).arg(&folder).stdout(Stdio::null()).status();
     let outcome = if made.is_ok_and(|status| status.success()) {
-        let command = "cargo test -p passt --test e2e vm:: -- --ignored";
-        step(NAME, command, &[("E2E_GUEST", &folder.to_string_lossy())])
+        // For the whole workspace, as in the step before: with other features, all would be built again.
+        let command = "cargo test --workspace --test e2e vm:: -- --ignored";
+        step(NAME, command, &[("E2E_GUEST", &folder.to_string_lossy())]).and_then(|()| demonstrations())
     } else {
         skipped(NAME, "its kernel or programs cannot be installed here (.ci/guest)");
         Ok(())
@@ -55,21 +76,36 @@ fn virtual_machine() -> anyhow::Result<()> {
     outcome
 }
 
+/// Runs the demonstrations that an ordinary user can run. They need the same packages as the guest.
+fn demonstrations() -> anyhow::Result<()> {
+    let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
+    step("demonstrations", &format!(".ci/demonstrations {target}/debug"), &[])
+}
+
 fn step(name: &str, command: &str, variables: &[(&str, &str)]) -> anyhow::Result<()> {
     println!("\n== {name}: {command}");
     let start = Instant::now();
+    let status = prepare(command, variables).status().with_context(|| format!("cannot run step '{name}'"))?;
+    if !status.success() {
+        bail!("step '{name}' failed: {status}");
+    }
+    passed(name, start);
+    Ok(())
+}
+
+/// A command of words without quotes.
+fn prepare(command: &str, variables: &[(&str, &str)]) -> Command {
     let mut words = command.split(' ');
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).current_dir(root()).stdin(Stdio::null());
     // With CI=1, a test that can't run on this machine fails instead of being skipped.
     command.env("CI", "1").env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     command.envs(variables.iter().copied());
-    let status = command.status().with_context(|| format!("cannot run step '{name}'"))?;
-    if !status.success() {
-        bail!("step '{name}' failed: {status}");
-    }
+    command
+}
+
+fn passed(name: &str, start: Instant) {
     println!("== {name}: passed after {} s", start.elapsed().as_secs());
-    Ok(())
 }
 
 fn skipped(name: &str, why: &str) {

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use crate::imports::{self, Graph};
 use crate::source::{self, Source};
 
-/// The crates of the product, lowest layer first. Each has a list of the workspace's crates on which it may depend.
-pub(crate) const CRATES: [(&str, &[&str]); 8] = [
+/// The crates of the product and of its tests, lowest layer first. Each has a list of the workspace's crates on which it
+/// may depend.
+pub(crate) const CRATES: [(&str, &[&str]); 9] = [
     ("sys", &[]),
     ("wire", &[]),
     ("engine", &["wire"]),
@@ -18,6 +19,7 @@ pub(crate) const CRATES: [(&str, &[&str]); 8] = [
     ("passt", &["control", "engine", "sys", "wire"]),
     ("pesto", &["control", "engine"]),
     ("qrap", &["sys", "wire"]),
+    ("torture", &[]),
 ];
 
 /// Maximum number of lines of a file.

@@ -1,10 +1,12 @@
 //! Tasks of the project: `cargo xtask help`.
 
 mod bench;
+mod book;
 mod ci;
 #[cfg(test)]
 mod citations;
 mod completions;
+mod dist;
 mod guests;
 mod house;
 mod imports;
@@ -15,13 +17,16 @@ mod miri;
 mod reach;
 mod source;
 mod support;
+mod torture;
 #[cfg(test)]
 mod walks;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use instructions::Build;
 use lexopt::{Arg, ValueExt};
 
 const HELP: &str = "\
@@ -29,13 +34,31 @@ Usage: cargo xtask TASK
 
 Tasks:
   ci                 Everything that a change has to pass: formatting, lints,
-                     documentation, tests, a virtual machine, dependencies
-  bench --a PROGRAM [--b PROGRAM]... [--seconds N] [--rounds N] [--only TEXT]
-                     Measure programs with pasta's command line side by side;
-                     see bench/README.md
-  man [DIR]          Write the manual page pasta.1, from the table of options
-                     (default: target/man)
-  completions [DIR]  Write the completion of bash, from the table of options
+                     documentation, tests, instruction counts, a virtual
+                     machine, dependencies
+  bench --a [NAME=]PROGRAM [--b [NAME=]PROGRAM]... [--seconds N] [--rounds N]
+        [--only TEXT]... [--out FILE]
+                     Measure programs with pasta's command line, and
+                     slirp4netns, side by side; see bench/README.md
+  bench --vm --a [NAME=]PASST [--b [NAME=]PASST]...
+                     The same for virtual machines: synthetic guests of passt
+  bench --chart FILE...
+                     Draw charts of such files in docs/charts
+  dist [DIR] [--only deb|rpm|static] [--target TARGET]
+                     Make packages (default: in target/dist): for Debian, for
+                     RPM, an archive of static programs, debug symbols,
+                     checksums; for another TARGET (*-musl), the archive
+  book [DIR]         Write the pages as a book in HTML (default: target/book);
+                     needs mdbook
+  clients [--root DIR] [--only TEXT]
+                     Run podman, libvirt and other programs that start ours, with
+                     the packages in target/dist, on a fresh Debian. For root;
+                     needs mmdebstrap
+  install --prefix DIR
+                     Build and install programs, manual pages, completions
+  man [DIR]          Write the manual pages of pasta, passt and slirp4netns, from
+                     the tables of options (default: target/man)
+  completions [DIR]  Write the completions of shells, from the tables of options
                      (default: target/completions)
   guests [--programs DIR] [--only TEXT]
                      Connect real DHCP clients and firmware, those that are
@@ -43,38 +66,63 @@ Tasks:
                      passt (default: target/debug)
   house [files]      List the crates and their top-level modules, or all files,
                      each with its imports; check single files
-  instructions [--update]
+  instructions [--dev|--update]
                      Count the instructions of hot functions under valgrind,
-                     and compare with the baseline or replace it; see
-                     bench/README.md
+                     and compare with the baseline (--dev: of the build for
+                     tests) or replace it; see bench/README.md
   miri               Run tests under Miri (nightly Rust), which finds undefined
                      behaviour
   reach PID          Show what an attacker inside a running process could use:
                      system calls of each thread, by its loaded filters;
                      capabilities, namespaces, descriptors. For root
+  torture [--sample] [--only TEXT] [--jobs N] [--programs DIR]
+                     Make every system call of pasta fail once, and judge what
+                     happens. Without options, all cells are run and the table
+                     in docs/torture.md is written. For root; see
+                     docs/design/torture.md
   help               Show this help
 ";
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Without a backtrace: the last lines of a log should say what failed.
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     let arguments: Vec<String> =
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         [] | ["help" | "--help" | "-h"] => print(HELP),
-        ["man"] => write("target/man", "pasta.1", &man::page()),
-        ["man", folder] => write(folder, "pasta.1", &man::page()),
-        ["completions"] => write("target/completions", "pasta", &completions::bash()),
-        ["completions", folder] => write(folder, "pasta", &completions::bash()),
+        ["dist", ref rest @ ..] => dist::run(&dist::options(rest)?),
+        ["install", "--prefix", prefix] => dist::install(prefix),
+        ["install", ..] => bail!("install needs a prefix and nothing else: --prefix ~/.local"),
+        ["man"] => manual("target/man"),
+        ["man", folder] => manual(folder),
+        ["completions"] => write_completions("target/completions"),
+        ["completions", folder] => write_completions(folder),
+        ["book"] => book::run(Path::new("target/book")),
+        ["book", folder] => book::run(Path::new(folder)),
         ["ci"] => ci::run(),
+        ["clients", ref rest @ ..] => clients(rest),
         ["house"] => house(false),
         ["house", "files"] => house(true),
-        ["instructions"] => instructions::run(false),
-        ["instructions", "--update"] => instructions::run(true),
+        ["instructions"] => instructions::run(Build::Release),
+        ["instructions", "--dev"] => instructions::run(Build::Dev),
+        ["instructions", "--update"] => instructions::update(),
         ["miri"] => miri::run(),
+        ["torture", ref rest @ ..] => torture::run(rest),
         ["reach", pid] => print(&reach::report(pid)?),
-        ["bench", "--inside", ..] => bench::run(&bench_options(&arguments[2..])?),
+        ["bench", "--inside", ..] => bench::run(&bench::Options::parse(&arguments[2..])?),
+        ["bench", "--chart", ..] => draw(&arguments[2..]),
         ["bench", ..] => {
-            bench_options(&arguments[1..])?;
+            bench::Options::parse(&arguments[1..])?;
             bench::enter(&arguments[1..])
         }
         ["guests", "--inside", ..] => guests::run(&guest_options(&arguments[2..])?),
@@ -83,29 +131,35 @@ fn main() -> anyhow::Result<()> {
             guests::enter(&arguments[1..])
         }
         ["load", ref load @ ..] => load::main(load),
+        ["bridge", ref bridge @ ..] => bench::bridge::main(bridge),
         _ => bail!("no such task: {} (see `cargo xtask help`)", words.join(" ")),
     }
 }
 
-fn bench_options(arguments: &[String]) -> anyhow::Result<bench::Options> {
-    let mut options = bench::Options { programs: Vec::new(), seconds: 2.5, rounds: 5, only: None };
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(arg) = parser.next()? {
-        match arg {
-            Arg::Long(name @ ("a" | "b" | "c")) => {
-                let letter = name.to_uppercase().chars().next().unwrap_or('?');
-                options.programs.push((letter, parser.value()?.string()?));
-            }
-            Arg::Long("seconds") => options.seconds = parser.value()?.parse()?,
-            Arg::Long("rounds") => options.rounds = parser.value()?.parse()?,
-            Arg::Long("only") => options.only = Some(parser.value()?.string()?),
-            _ => return Err(arg.unexpected().into()),
-        }
+/// Runs `packaging/clients` with the packages that `dist` has made.
+fn clients(arguments: &[&str]) -> anyhow::Result<()> {
+    let root = house::root();
+    let mut packages: Vec<PathBuf> = std::fs::read_dir(root.join("target/dist"))
+        .context("there are no packages: run `cargo xtask dist` first")?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect();
+    packages.sort();
+    let status = Command::new(root.join("packaging/clients")).args(arguments).args(packages).status();
+    ensure!(status.context("can't run packaging/clients")?.success(), "clients failed");
+    Ok(())
+}
+
+fn write_completions(folder: &str) -> anyhow::Result<()> {
+    completions::scripts().try_for_each(|(_, path, script)| write(folder, &path, &script))
+}
+
+fn draw(files: &[String]) -> anyhow::Result<()> {
+    let paths = bench::chart::write(&house::root().join("docs/charts").to_string_lossy(), files)?;
+    if paths.is_empty() {
+        bail!("bench: no charts: --chart bench/results/FILE.tsv...")
     }
-    if options.programs.is_empty() {
-        bail!("bench: nothing to measure: --a target/release/pasta");
-    }
-    Ok(options)
+    print(&format!("{}\n", paths.join("\n")))
 }
 
 fn guest_options(arguments: &[String]) -> anyhow::Result<guests::Options> {
@@ -131,10 +185,17 @@ fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("can't write to standard output")
 }
 
+fn manual(folder: &str) -> anyhow::Result<()> {
+    write(folder, "pasta.1", &man::page(man::PASTA))?;
+    write(folder, "passt.1", &man::page(man::PASST))?;
+    write(folder, "slirp4netns.1", &man::page(man::SLIRP4NETNS))
+}
+
+/// Writes a file below `folder`, and prints its path.
 fn write(folder: &str, name: &str, text: &str) -> anyhow::Result<()> {
-    let folder = PathBuf::from(folder);
-    std::fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
-    let path = folder.join(name);
+    let path = PathBuf::from(folder).join(name);
+    let folder = path.parent().context("a file without a folder")?;
+    std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
     std::fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))?;
     print(&format!("{}\n", path.display()))
 }

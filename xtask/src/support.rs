@@ -5,13 +5,19 @@ use std::ffi::OsString;
 use engine::forward::spec::Direction;
 use passt::cli::options::{self, Action, Modes, Opt};
 use passt::cli::{self, Invocation};
+use passt::config::Mode;
 
 /// All options of `pasta`.
 pub(crate) fn options_of_pasta() -> impl Iterator<Item = &'static Opt> {
     options::all().filter(|opt| matches!(opt.modes, Modes::Both | Modes::Pasta))
 }
 
-/// Whether `pasta` supports the option at present.
+/// All options of `slirp4netns`.
+pub(crate) fn options_of_slirp4netns() -> impl Iterator<Item = &'static Opt> {
+    options::groups(Mode::Slirp4netns).iter().flat_map(|group| group.options)
+}
+
+/// Whether the option's program supports it at present.
 pub(crate) fn supported(opt: &Opt) -> bool {
     !refused(command_line(opt))
 }
@@ -19,7 +25,8 @@ pub(crate) fn supported(opt: &Opt) -> bool {
 /// A command line with the option and all options that it requires.
 fn command_line(opt: &Opt) -> Vec<OsString> {
     let name = opt.long[0];
-    let mut line = vec![OsString::from("pasta")];
+    let program = if matches!(opt.modes, Modes::Both | Modes::Pasta) { "pasta" } else { "passt" };
+    let mut line = vec![OsString::from(program)];
     if name == "stats" {
         line.push("--foreground".into());
     }
@@ -47,7 +54,6 @@ pub(crate) fn refused(line: Vec<OsString>) -> bool {
 /// A valid argument of the option.
 fn argument(opt: &Opt) -> Option<&'static str> {
     match opt.action {
-        Action::Value(..) if opt.long[0] == "repair-path" => Some("none"), // a path is vhost-user's
         Action::Flag(_) | Action::Show(_) => None,
         Action::Ports(Direction::Inbound | Direction::Outbound, _) => Some("8080"),
         Action::Value(name, _) => Some(match name {
@@ -62,6 +68,7 @@ fn argument(opt: &Opt) -> Option<&'static str> {
             "NAME" => "name",
             "WHAT" => "metadata",
             "CHECK" => "address",
+            "ADDRESS:PORT" => "127.0.0.1:9100",
             "RATES" => "out=20M,in=100M",
             "allow|deny" => "deny",
             _ => "/path",
@@ -98,5 +105,8 @@ mod tests {
         for option in ["--vhost-user", "--one-off"] {
             assert_eq!(section.contains(&format!("`{option}`")), refused(line(option)), "{option}");
         }
+        assert_eq!(section.contains("`--fd`"), refused(vec!["pasta".into(), "--fd=5".into()]));
+        let repair = vec!["passt".into(), "--vhost-user".into(), "--repair-path=x".into()];
+        assert_eq!(section.contains("`--repair-path PATH`"), refused(repair));
     }
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use wire::checksum::Sum;
 use wire::ethernet::Mac;
 use wire::frame::{self, Body, Outgoing};
+use wire::offload::Offload;
 use wire::segment::{self, Segments};
 use wire::tcp::{self, Flags, Header, Options, Seq};
 use wire::train::Train;
@@ -144,10 +145,10 @@ pub(crate) fn join_segment(count: u32) {
     let (first, second) = (tcp_frame(false, 1), tcp_frame(false, 1 + PAYLOAD as u32));
     let (first_len, len) = (first.len(), first.len() + second.len());
     let mut buffer = [&first[..], &second[..]].concat();
-    let Some(train) = Train::begin(&first) else { return };
+    let Some(train) = Train::begin(&first, &first[..], &Offload::default()) else { return };
     repeat(count, || {
         buffer[first_len..].copy_from_slice(black_box(&second));
         let (mut train, mut range) = (black_box(train), 0..first_len);
-        train.join(black_box(&mut buffer), &mut range, first_len..len)
+        train.join_in(black_box(&mut buffer), &mut range, first_len..len)
     });
 }

@@ -60,6 +60,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod edit;
 pub mod message;
 pub mod policy;
 pub mod reply;

@@ -277,6 +277,7 @@ fn settings() -> Settings {
         v4: Some(v4),
         v6: None,
         neighbours: Neighbours::default(),
+        virtual_hosts: Vec::new(),
         services,
     }
 }

@@ -4,10 +4,10 @@ use core::net::{IpAddr, SocketAddr};
 
 use crate::{
     addr::{Guest, Settings},
-    events::Account,
+    events::{Account, Basis},
     first_bytes::HostName,
     flow::{Endpoints, FlowId, Protocol},
-    guard::{Admission, Guard, Opening},
+    guard::{Admission, Guard, Opening, Outlook},
     host::Host,
     link::Link,
     memory::Memory,
@@ -127,6 +127,18 @@ impl<W: World> Context<'_, W> {
         let flow = self.opening(protocol, ends, destination);
         let Self { now, guard, host, .. } = self;
         guard.begin(&flow, *now, |destination| host.is_own(destination))
+    }
+
+    /// Whether the guest might begin a flow, and the rule that decides. See [`Guard::explain`].
+    pub(crate) fn explain(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        destination: SocketAddr,
+    ) -> (Outlook, Basis) {
+        let flow = self.opening(protocol, ends, destination);
+        let Self { now, guard, host, .. } = self;
+        guard.explain(&flow, *now, |destination| host.is_own(destination))
     }
 
     fn opening(&self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Opening {

@@ -2,10 +2,13 @@
 //!
 //! A program that needs reports gives the guard a handle ([`Guard::report_to`](crate::guard::Guard::report_to)), and
 //! takes the events at the end of each round. After each [`Event::Begin`], there is exactly one [`Event::End`] with the
-//! same flow.
+//! same flow. Between them there may be [`Event::Failure`]s.
 
-use alloc::{boxed::Box, rc::Rc, vec::Vec};
-use core::{cell::RefCell, net::SocketAddr};
+use alloc::{boxed::Box, rc::Rc, sync::Arc, vec::Vec};
+use core::{
+    cell::RefCell,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     flow::{Endpoints, Protocol},
@@ -29,14 +32,16 @@ struct Queue {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The flow begins.
-    Begin(Rc<Flow>),
+    Begin(Arc<Flow>),
     /// The flow has ended.
     End(End),
-    /// The guard refused the flow, or its first bytes, or a DNS question.
+    /// What was sent in a flow of datagrams did not arrive. The flow continues.
+    Failure(Failure),
+    /// The guard refused the flow, or its first bytes, or a DNS question, or a packet that is not of a flow.
     Refusal(Refusal),
 }
 
-/// A flow that has begun.
+/// A flow that has begun. The program may pass it to another thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Number of the flow. The first flow has number 1. Numbers are not reused.
@@ -70,6 +75,14 @@ impl Start {
     pub const fn of(protocol: Protocol, direction: Direction, ends: Endpoints) -> Self {
         Self { protocol, direction, ends, peer: None, bypasses: false }
     }
+
+    /// The traffic, in bytes: `requests` from the party that began the flow, and `replies` from the other party.
+    pub(crate) const fn totals(&self, requests: u64, replies: u64) -> Totals {
+        match self.direction {
+            Direction::Outbound => Totals::bytes(requests, replies),
+            Direction::Inbound => Totals::bytes(replies, requests),
+        }
+    }
 }
 
 /// The reason why a flow was allowed or refused.
@@ -88,13 +101,27 @@ pub const MOST_NAMES: usize = 8;
 #[derive(Clone, Debug, PartialEq)]
 pub struct End {
     /// The flow.
-    pub flow: Rc<Flow>,
+    pub flow: Arc<Flow>,
     /// The name of the server that the client sent in its first bytes, if they were read.
     pub name: Option<Box<str>>,
     /// The cause of the end.
     pub how: How,
+    /// Whether the flow was open: the host's socket was opened, and both sides of a connection were connected.
+    pub opened: bool,
+    /// The last failure of a flow of datagrams, if no answer came after it.
+    pub failure: Option<Errno>,
     /// The traffic of the flow: from the guest (sent) and to the guest (received). None if it is not known.
     pub totals: Option<Totals>,
+}
+
+/// What was sent in a flow of datagrams did not arrive: the host refused to send it, or an ICMP error came back. The
+/// same failure is reported once, until an answer comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The flow.
+    pub flow: Arc<Flow>,
+    /// The error.
+    pub errno: Errno,
 }
 
 /// The cause of a flow's end.
@@ -108,9 +135,8 @@ pub enum How {
     Reset,
     /// The host's socket could not be opened or connected, or has failed, with this error.
     Failed(Errno),
-    /// The connection was aborted on both sides: the guest did not answer, the connection was idle for hours, the guest
-    /// has disconnected, or the connection made room for another one.
-    Aborted,
+    /// The connection was aborted on both sides.
+    Aborted(Abort),
     /// The guard refused the client's first bytes.
     Refused,
     /// The rules were replaced, and the new rules deny the flow.
@@ -119,14 +145,31 @@ pub enum How {
     Idle,
     /// The flow made room for another one, since a limit was reached.
     Displaced,
+    /// The program's user has ended the flow ([`Round::end_flow`](crate::stack::Round::end_flow)).
+    Requested,
     /// The program ends.
     Exit,
+}
+
+/// Why a connection was aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// The guest did not answer the handshake, or does not acknowledge data.
+    Silent,
+    /// The connection was idle for hours.
+    Idle,
+    /// The guest has disconnected.
+    Gone,
+    /// The connection made room for another one.
+    Displaced,
+    /// The client of a DNS server has sent what is not a query.
+    NoQuery,
 }
 
 /// A refusal of the guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The refused flow, first bytes or question.
+    /// The subject.
     pub what: Refused,
     /// The rule that caused the refusal, and the names of the flow's address.
     pub basis: Basis,
@@ -164,6 +207,29 @@ pub enum Refused {
         /// Whether the question was allowed, and its answer was refused.
         answered: bool,
     },
+    /// A packet of a protocol that is not forwarded.
+    Protocol {
+        /// The number of the protocol.
+        number: u8,
+        /// The source of the packet.
+        source: IpAddr,
+        /// The destination of the packet.
+        destination: IpAddr,
+    },
+    /// The guest's membership of a multicast group.
+    Membership {
+        /// The source of the guest's message.
+        member: IpAddr,
+        /// The group.
+        group: IpAddr,
+    },
+    /// A fragment, or all fragments of a packet.
+    Fragments {
+        /// The source of the packet.
+        source: IpAddr,
+        /// The destination of the packet.
+        destination: IpAddr,
+    },
 }
 
 impl Events {
@@ -190,14 +256,14 @@ impl Events {
         let Some(queue) = &self.0 else { return Account::NONE };
         let mut queued = queue.borrow_mut();
         queued.flows += 1;
-        let flow = Rc::new(Flow { number: queued.flows, begun: now, start, basis });
+        let flow = Arc::new(Flow { number: queued.flows, begun: now, start, basis });
         queued.events.push(Event::Begin(flow.clone()));
         let counted = match start.protocol {
             Protocol::Tcp => Totals::bytes(0, 0),
             Protocol::Udp | Protocol::Icmp => Totals::default(),
         };
         let queue = queue.clone();
-        Account(Some(Box::new(Open { flow, name: None, counted, queue })))
+        Account(Some(Box::new(Open { flow, name: None, counted, failure: None, queue })))
     }
 
     /// Reports a refusal.
@@ -215,9 +281,11 @@ pub struct Account(Option<Box<Open>>);
 
 #[derive(Debug)]
 struct Open {
-    flow: Rc<Flow>,
+    flow: Arc<Flow>,
     name: Option<Box<str>>,
     counted: Totals,
+    /// The last failure that was reported, if no answer came after it.
+    failure: Option<Errno>,
     queue: Rc<RefCell<Queue>>,
 }
 
@@ -229,6 +297,28 @@ impl Account {
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// The flow, while its end has to be reported.
+    #[must_use]
+    pub fn flow(&self) -> Option<&Arc<Flow>> {
+        Some(&self.0.as_ref()?.flow)
+    }
+
+    /// Whether this is the account of the flow with this number, and its end has to be reported.
+    #[must_use]
+    pub fn is_of(&self, number: u64) -> bool {
+        self.flow().is_some_and(|flow| flow.number == number)
+    }
+
+    /// The name of the server that the client has sent, if it is known.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.0.as_ref()?.name.as_deref()
+    }
+
+    /// The traffic that was counted so far by [`Account::count`].
+    pub(crate) fn counted(&self) -> Totals {
+        self.0.as_ref().map(|open| open.counted).unwrap_or_default()
     }
 
     /// The ends of the flow, as the guest sees them.
@@ -247,31 +337,44 @@ impl Account {
     /// that began the flow, else from the other party.
     pub(crate) fn count(&mut self, request: bool, bytes: usize, packets: usize) {
         let Some(open) = &mut self.0 else { return };
+        if !request {
+            open.failure = None;
+        }
         let of_guest = request == (open.flow.start.direction == Direction::Outbound);
         let amount = if of_guest { &mut open.counted.sent } else { &mut open.counted.received };
         amount.add(bytes, packets);
     }
 
+    /// Reports that what was sent in a flow of datagrams did not arrive.
+    pub(crate) fn note_failure(&mut self, errno: Errno) {
+        let Some(open) = self.0.as_mut().filter(|open| open.failure != Some(errno)) else { return };
+        open.failure = Some(errno);
+        let failure = Failure { flow: open.flow.clone(), errno };
+        open.queue.borrow_mut().events.push(Event::Failure(failure));
+    }
+
     /// Reports the flow's end, with the counted traffic.
     pub fn close(&mut self, how: How) {
         let counted = self.0.as_ref().map(|open| open.counted);
-        self.close_with(how, counted);
+        self.close_with(how, true, counted);
+    }
+
+    /// Reports the end of a flow whose socket could not be opened or connected.
+    pub fn close_unopened(&mut self, errno: Errno) {
+        self.close_with(How::Failed(errno), false, Some(self.counted()));
     }
 
     /// Reports the flow's end. `requests` and `replies` are the numbers of bytes from the party that began the flow,
     /// and from the other party.
     pub(crate) fn close_bytes(&mut self, how: How, requests: u64, replies: u64) {
         let Some(open) = &self.0 else { return };
-        let (sent, received) = match open.flow.start.direction {
-            Direction::Outbound => (requests, replies),
-            Direction::Inbound => (replies, requests),
-        };
-        self.close_with(how, Some(Totals::bytes(sent, received)));
+        let totals = open.flow.start.totals(requests, replies);
+        self.close_with(how, true, Some(totals));
     }
 
-    /// Reports the flow's end, with these totals.
-    pub(crate) fn close_with(&mut self, how: How, totals: Option<Totals>) {
-        let Some(Open { flow, name, queue, .. }) = self.0.take().map(|open| *open) else { return };
-        queue.borrow_mut().events.push(Event::End(End { flow, name, how, totals }));
+    /// Reports the flow's end, with these totals. `opened` is [`End::opened`].
+    pub(crate) fn close_with(&mut self, how: How, opened: bool, totals: Option<Totals>) {
+        let Some(Open { flow, name, failure, queue, .. }) = self.0.take().map(|open| *open) else { return };
+        queue.borrow_mut().events.push(Event::End(End { flow, name, how, opened, failure, totals }));
     }
 }

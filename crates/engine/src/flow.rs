@@ -10,6 +10,8 @@ use core::{
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
+use crate::timer::Timers;
+
 /// The kind of object to which a socket or timer belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -132,60 +134,94 @@ impl fmt::Display for FlowId {
 #[derive(Debug)]
 struct Entry<T> {
     generation: u32,
+    /// If the slot is free: the next free slot, or [`NO_SLOT`].
+    next_free: u32,
     flow: Option<T>,
 }
 
+/// Ends the list of free slots.
+const NO_SLOT: u32 = u32::MAX;
+
 /// Flows of one kind, found by id.
+///
+/// Memory is allocated only by [`Slots::next_id`] and [`Slots::insert`]. If there is none, the table is full.
 #[derive(Debug)]
 pub struct Slots<T> {
     kind: Kind,
     slots: Vec<Entry<T>>,
-    free: Vec<u32>,
+    first_free: u32,
+    len: usize,
     limit: usize,
+    /// Number of slots whose owners have room in the queue of deadlines.
+    timed: u32,
 }
 
 impl<T> Slots<T> {
     /// An empty table for at most `limit` flows.
     #[must_use]
     pub const fn new(kind: Kind, limit: usize) -> Self {
-        Self { kind, slots: Vec::new(), free: Vec::new(), limit }
+        Self { kind, slots: Vec::new(), first_free: NO_SLOT, len: 0, limit, timed: 0 }
     }
 
     /// The number of flows.
     #[must_use]
     pub const fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.len
     }
 
     /// Whether there are no flows.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
-    /// The id that the next inserted flow will get. None if the table is full.
+    /// The id that the next inserted flow will get. The memory for the flow is reserved. None if the table is full, or
+    /// if there is no memory.
     #[must_use]
-    pub fn next_id(&self) -> Option<FlowId> {
-        if self.len() >= self.limit {
+    pub fn next_id(&mut self) -> Option<FlowId> {
+        if self.len >= self.limit {
             return None;
         }
-        let (index, generation) = match self.free.last() {
-            Some(&index) => (index, self.slots.get(index as usize)?.generation),
-            None => (u32::try_from(self.slots.len()).ok()?, 0),
+        let (index, generation) = match self.slots.get(self.first_free as usize) {
+            Some(slot) => (self.first_free, slot.generation),
+            None => {
+                self.slots.try_reserve(1).ok()?;
+                (u32::try_from(self.slots.len()).ok().filter(|&index| index != NO_SLOT)?, 0)
+            }
         };
         Some(FlowId { index, generation, kind: self.kind })
+    }
+
+    /// Like [`Slots::next_id`], for a flow with a deadline: also reserves the memory for the deadline.
+    #[must_use]
+    pub fn next_timed_id<K: Ord + Copy>(&mut self, timers: &mut Timers<K>) -> Option<FlowId> {
+        let id = self.next_id()?;
+        if id.index >= self.timed {
+            timers.reserve_owner().ok()?;
+            self.timed += 1;
+        }
+        Some(id)
+    }
+
+    /// An upper bound for the number of slots after the next insertion.
+    pub(crate) const fn slots(&self) -> usize {
+        self.slots.len() + 1
     }
 
     /// Inserts a flow and returns its id.
     ///
     /// # Errors
-    /// If the table is full, returns the flow itself.
+    /// If the table is full, or if there is no memory, returns the flow itself.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
         let Some(id) = self.next_id() else { return Err(flow) };
-        match self.free.pop() {
-            Some(index) => self.slots[index as usize].flow = Some(flow),
-            None => self.slots.push(Entry { generation: 0, flow: Some(flow) }),
+        match self.slots.get_mut(id.index as usize) {
+            Some(slot) => {
+                self.first_free = slot.next_free;
+                slot.flow = Some(flow);
+            }
+            None => self.slots.push(Entry { generation: 0, next_free: NO_SLOT, flow: Some(flow) }),
         }
+        self.len += 1;
         Ok(id)
     }
 
@@ -195,7 +231,9 @@ impl<T> Slots<T> {
         let slot = self.slots.get_mut(id.index as usize)?;
         let flow = slot.flow.take()?;
         slot.generation = (slot.generation + 1) & 0xff_ffff;
-        self.free.push(id.index);
+        slot.next_free = self.first_free;
+        self.first_free = id.index;
+        self.len -= 1;
         Some(flow)
     }
 
@@ -220,6 +258,24 @@ impl<T> Slots<T> {
     /// All flows.
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.slots.iter_mut().filter_map(|slot| slot.flow.as_mut())
+    }
+
+    /// The flows in `count` slots from `first` on. Also returns the next slot, if there are more slots.
+    pub(crate) fn page_mut(
+        &mut self,
+        first: u32,
+        count: u32,
+    ) -> (impl Iterator<Item = (FlowId, &mut T)>, Option<u32>) {
+        let end = first.saturating_add(count);
+        let next = (self.slots.len() > end as usize).then_some(end);
+        let (from, to) = (self.slots.len().min(first as usize), self.slots.len().min(end as usize));
+        let kind = self.kind;
+        let page = self.slots.get_mut(from..to).unwrap_or_default().iter_mut().zip(first..);
+        let flows = page.filter_map(move |(slot, index)| {
+            let id = FlowId { index, generation: slot.generation, kind };
+            Some((id, slot.flow.as_mut()?))
+        });
+        (flows, next)
     }
 
     /// The present flow of the slot `index`, with its id.
@@ -267,17 +323,37 @@ impl<T: Keyed> Flows<T> {
         self.len() == 0
     }
 
-    /// The id that the next inserted flow will get. None if the table is full.
+    /// The id that the next inserted flow will get. The memory for the flow is reserved. None if the table is full, or
+    /// if there is no memory.
     #[must_use]
-    pub fn next_id(&self) -> Option<FlowId> {
-        self.slots.next_id()
+    pub fn next_id(&mut self) -> Option<FlowId> {
+        let Self { slots, by_key, hash_key } = self;
+        let id = slots.next_id()?;
+        let rehash = |&index: &u32| slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()));
+        by_key.try_reserve(1, rehash).ok()?;
+        Some(id)
+    }
+
+    /// Like [`Flows::next_id`], for a flow with a deadline: also reserves the memory for the deadline.
+    #[must_use]
+    pub fn next_timed_id<K: Ord + Copy>(&mut self, timers: &mut Timers<K>) -> Option<FlowId> {
+        self.next_id()?;
+        self.slots.next_timed_id(timers)
+    }
+
+    /// An upper bound for the number of slots after the next insertion.
+    pub(crate) const fn slots(&self) -> usize {
+        self.slots.slots()
     }
 
     /// Inserts a flow whose key is not in the table. Returns the flow's id.
     ///
     /// # Errors
-    /// If the table is full, returns the flow itself.
+    /// If the table is full, or if there is no memory, returns the flow itself.
     pub fn insert(&mut self, flow: T) -> Result<FlowId, T> {
+        if self.next_id().is_none() {
+            return Err(flow);
+        }
         let hash = self.hash_key.hash_one(flow.key());
         let id = self.slots.insert(flow)?;
         let (slots, hash_key) = (&self.slots, &self.hash_key);
@@ -329,6 +405,16 @@ impl<T: Keyed> Flows<T> {
     pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.slots.values_mut()
     }
+
+    /// The flows in `count` slots from `first` on. Their keys must not change. Also returns the next slot, if there are
+    /// more slots.
+    pub(crate) fn page_mut(
+        &mut self,
+        first: u32,
+        count: u32,
+    ) -> (impl Iterator<Item = (FlowId, &mut T)>, Option<u32>) {
+        self.slots.page_mut(first, count)
+    }
 }
 
 /// The key of the hash function (SipHash), for tables whose keys the guest or the network chooses.
@@ -366,6 +452,32 @@ mod tests {
         assert!(flows.remove(first).is_none());
         assert_eq!(flows.find(&2), Some(second));
         assert_eq!(flows.find(&1), None);
+    }
+
+    /// Each flow that lives during the whole listing is listed once, whatever ends or begins meanwhile.
+    #[test]
+    fn pages_list_each_lasting_flow_once() {
+        let mut slots = Slots::new(Kind::Tcp, 100);
+        let ids: Vec<FlowId> = (0..10).map(|number| slots.insert(number).unwrap()).collect();
+        let mut listed = Vec::new();
+        let mut place = Some(0);
+        while let Some(first) = place {
+            let (page, next) = slots.page_mut(first, 4);
+            let page: Vec<(FlowId, i32)> = page.map(|(id, number)| (id, *number)).collect();
+            assert!(page.len() <= 4);
+            listed.extend(page);
+            place = next;
+            if first == 4 {
+                // One flow that was listed and one that was not end. Another one begins.
+                slots.remove(ids[1]).unwrap();
+                slots.remove(ids[8]).unwrap();
+                slots.insert(99).unwrap();
+            }
+        }
+        let lasting: Vec<_> = (0..10).filter(|n| ![1, 8].contains(n)).map(|n| (ids[n as usize], n)).collect();
+        assert!(lasting.iter().all(|flow| listed.iter().filter(|other| *other == flow).count() == 1));
+        let (mut beyond, next) = slots.page_mut(u32::MAX, 4);
+        assert!(beyond.next().is_none() && next.is_none());
     }
 
     #[test]

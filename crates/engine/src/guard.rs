@@ -3,6 +3,7 @@
 //!
 //! [`Guard::admits`] is called once for each flow. Without rules, a call costs one comparison.
 
+mod outlook;
 mod questions;
 mod replacement;
 mod reports;
@@ -13,6 +14,7 @@ use core::{
     net::{IpAddr, SocketAddr},
 };
 
+pub use outlook::Outlook;
 pub use questions::{Asked, Refused};
 pub use replacement::Ended;
 
@@ -117,6 +119,12 @@ impl Guard {
     }
 
     /// The names for which the guest was given an address. None if there have never been rules by name.
+    #[must_use]
+    pub fn names(&self) -> Option<&Names> {
+        self.names.as_deref()
+    }
+
+    /// The names for which the guest was given an address, mutable. None if there have never been rules by name.
     #[must_use]
     pub fn names_mut(&mut self) -> Option<&mut Names> {
         self.names.as_deref_mut()
@@ -291,29 +299,39 @@ impl Guard {
         if self.rules.is_some() {
             self.refused += 1;
             log::warn!("refused: {protocol} {} -> {}: {why}", ends.guest, ends.remote);
-            if self.reports() {
-                self.report_refusal(&why.to_string(), None, || What::Flow { protocol, ends: *ends });
-            }
+            self.report_drop(why, || What::Flow { protocol, ends: *ends });
         }
     }
 
     /// Counts and logs a packet of a protocol that is not forwarded under any rules.
-    pub fn note_unsupported(&mut self, protocol: u8, source: IpAddr, destination: IpAddr) {
+    pub fn note_unsupported(&mut self, number: u8, source: IpAddr, destination: IpAddr) {
         if self.rules.is_some() {
             self.refused += 1;
-            log::warn!("refused: IP protocol {protocol} {source} -> {destination}: not supported");
+            log::warn!("refused: IP protocol {number} {source} -> {destination}: not supported");
+            self.report_drop(&"not supported", || What::Protocol { number, source, destination });
+        }
+    }
+
+    /// Counts and logs a fragment, or all fragments of a packet, which is dropped under any rules.
+    pub fn note_fragments(&mut self, source: IpAddr, destination: IpAddr, why: &str) {
+        if self.rules.is_some() {
+            self.refused += 1;
+            log::warn!("refused: fragments {source} -> {destination}: {why}");
+            self.report_drop(&why, || What::Fragments { source, destination });
         }
     }
 
     /// Whether the guest may become a member of a multicast group. If so, the host becomes a member, too, and its
-    /// network sees this. A refusal is counted and logged.
-    pub fn admits_group(&mut self, group: IpAddr) -> bool {
+    /// network sees this. `member` is the source of the guest's message. A refusal is counted and logged.
+    pub fn admits_group(&mut self, member: IpAddr, group: IpAddr) -> bool {
+        const WHY: &str = "no rule allows it";
         let Some(rules) = self.rules.as_ref().filter(|rules| !rules.policy.may_reach(group, false)) else {
             return true;
         };
         self.refused += 1;
-        log::warn!("{}: membership of {group} (no rule allows it)", rules.refused());
-        rules.mode.audit
+        log::warn!("{}: membership of {group} ({WHY})", rules.refused());
+        self.report_refusal(WHY, None, || What::Membership { member, group });
+        self.audits()
     }
 
     /// Holds the names of `address` for a flow that begins because of a rule by name: they do not expire before the

@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use crate::{
     flow::FlowId,
+    listing::State,
     timer::{Deadline, Instant, Timers},
 };
 
@@ -45,6 +46,15 @@ impl Traffic {
     /// Whether there were a few requests, and as many replies, so that no more datagrams are expected.
     pub(crate) const fn is_answered(self) -> bool {
         self.replies > 0 && self.requests <= self.replies && self.requests <= MAX_ANSWERED
+    }
+
+    /// The traffic as a state for lists.
+    pub(crate) const fn state(self) -> State {
+        match () {
+            () if self.is_answered() => State::Answered,
+            () if self.has_replies() && self.requests > 0 => State::Stream,
+            () => State::Unanswered,
+        }
     }
 
     /// Whether both parties have sent datagrams, and at least one party has sent more than one (behaviour §7.2).
@@ -84,6 +94,18 @@ impl Activity {
         self.traffic.requests == MAX_COUNT
     }
 
+    /// The time of the last traffic. None if there was none, or if the members do not expire.
+    pub(crate) fn last(&self, timeouts: Timeouts) -> Option<Instant> {
+        let due = self.deadline.due()?;
+        let after = u64::try_from(timeouts.after(self.traffic).as_micros()).unwrap_or(u64::MAX);
+        Some(Instant::from_micros(due.as_micros().saturating_sub(after)))
+    }
+
+    /// The member's traffic as a state for lists.
+    pub(crate) const fn state(&self) -> State {
+        self.traffic.state()
+    }
+
     /// Whether the member has expired. Must be called when the member's key in `timers` is due.
     pub(crate) fn has_expired(&mut self, id: FlowId, now: Instant, timers: &mut Timers<FlowId>) -> bool {
         self.deadline.reached(now, timers, id)
@@ -109,7 +131,13 @@ impl Idle {
         self.order.len
     }
 
-    /// Adds a member with [no traffic](Activity::NONE).
+    /// Reserves memory for a member in this slot. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve(&mut self, index: u32) -> bool {
+        self.order.links.reserve(index)
+    }
+
+    /// Adds a member with [no traffic](Activity::NONE). Its slot must be [reserved](Self::reserve).
     pub(crate) fn join(&mut self, id: FlowId) {
         self.order.join(id.index());
     }
@@ -223,7 +251,15 @@ struct Link {
 pub(crate) struct Links(Vec<Link>);
 
 impl Links {
-    /// Puts a slot that is in no list at the end of `chain`.
+    /// Reserves memory for the slot `index`. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve(&mut self, index: u32) -> bool {
+        let more = (index as usize + 1).saturating_sub(self.0.len());
+        self.0.try_reserve(more).is_ok()
+    }
+
+    /// Puts a slot that is in no list at the end of `chain`. If the slot was not [reserved](Self::reserve), an allocation
+    /// may fail, which ends the process.
     pub(crate) fn push(&mut self, chain: &mut Chain, index: u32) {
         let len = self.0.len().max(index as usize + 1);
         self.0.resize(len, Link { previous: NONE, next: NONE });

@@ -85,7 +85,7 @@
 //! # };
 //! # let our_mac = wire::ethernet::Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 //! # let settings =
-//! #     Settings { our_mac, mtu: 1500, v4: Some(v4), v6: None, neighbours: Neighbours::default(), services };
+//! #     Settings { our_mac, mtu: 1500, v4: Some(v4), v6: None, neighbours: Neighbours::default(), virtual_hosts: vec![], services };
 //! # let (share, idle) = (Share { most: 8, bound: Bound::Fixed }, Duration::from_secs(30));
 //! # let limits = Limits {
 //! #     connections: 8, queue_memory: 1 << 20, pings: share,
@@ -127,6 +127,7 @@ extern crate self as engine;
 extern crate std;
 
 pub mod addr;
+mod allocation;
 mod checksums;
 pub mod context;
 pub mod dns;
@@ -141,6 +142,7 @@ pub mod host;
 pub mod icmp;
 mod idle;
 pub mod link;
+pub mod listing;
 pub mod local;
 mod membership;
 pub mod memory;

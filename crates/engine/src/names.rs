@@ -76,6 +76,18 @@ pub struct Target {
     pub ttl: u32,
 }
 
+/// An address and its names, for lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The address.
+    pub address: IpAddr,
+    /// The names, each with the number of seconds for which it is still valid. Zero: it is valid until no flow holds the
+    /// address.
+    pub names: Vec<(String, u32)>,
+    /// Number of flows that hold the address.
+    pub flows: u32,
+}
+
 /// The addresses and targets with their names. All names are in the form of [`wire::dns::write_text`].
 #[derive(Debug)]
 pub struct Names {
@@ -250,6 +262,25 @@ impl Names {
         for given in entry.into_iter().flat_map(|entry| &mut entry.names) {
             given.until = given.until.max(end_of_life(0, second));
         }
+    }
+
+    /// The addresses in `count` slots from `first` on, each with its names and their remaining time. Also returns the
+    /// next slot, if there are more slots. An address without names that are valid at `now` is left out.
+    #[must_use]
+    pub fn page(&self, first: u32, count: u32, now: Instant) -> (Vec<Known>, Option<u32>) {
+        let (end, second) = (first.saturating_add(count), second(now));
+        let known = |slot: u32| {
+            let entry = self.entry(slot)?;
+            let Key::Address(octets) = entry.key else { return None };
+            let live = entry.names.iter().filter(|given| entry.lives(given, second));
+            let names: Vec<_> = live
+                .map(|given| (self.strings.text(given.name).into(), given.until.saturating_sub(second)))
+                .collect();
+            let address = IpAddr::from(octets).to_canonical();
+            (!names.is_empty()).then_some(Known { address, names, flows: entry.holds })
+        };
+        let len = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        ((first..end.min(len)).filter_map(known).collect(), (end < len).then_some(end))
     }
 
     /// Number of names, expired ones included, counted as in [`Limits::total`].

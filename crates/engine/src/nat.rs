@@ -32,6 +32,9 @@ pub enum Refused {
     /// The protocol is TCP and the destination is a broadcast or multicast address (behaviour §5.6).
     #[error("TCP to an address that is not unicast")]
     NotUnicast,
+    /// The destination is an address of a virtual network that is not mapped to the host.
+    #[error("address of the virtual network that leads nowhere")]
+    Virtual,
 }
 
 /// The addresses of an inbound flow of one family, as the guest will see them.
@@ -54,18 +57,22 @@ impl Settings {
     pub fn to_host(&self, protocol: Protocol, destination: SocketAddr) -> Result<SocketAddr, Refused> {
         refuse(protocol, destination)?;
         let port = destination.port();
-        match destination.ip() {
+        let translated: SocketAddr = match destination.ip() {
             IpAddr::V4(address) => {
                 let v4 = self.v4.as_ref().ok_or(Refused::FamilyDisabled)?;
-                Ok(SocketAddrV4::new(v4.to_host(address), port).into())
+                SocketAddrV4::new(v4.to_host(address), port).into()
             }
             IpAddr::V6(address) => {
                 let v6 = self.v6.as_ref().ok_or(Refused::FamilyDisabled)?;
                 let address = v6.to_host(address);
                 let scope = if is_link_scope(address) { v6.outbound_scope } else { 0 };
-                Ok(SocketAddrV6::new(address, port, 0, scope).into())
+                SocketAddrV6::new(address, port, 0, scope).into()
             }
+        };
+        if self.is_virtual(translated.ip()) && !self.is_dns(destination) {
+            return Err(Refused::Virtual);
         }
+        Ok(translated)
     }
 
     /// Whether a packet with this source may come from the guest: the source must be unicast, and of an enabled family
@@ -73,6 +80,15 @@ impl Settings {
     #[must_use]
     pub fn valid_guest_source(&self, source: IpAddr) -> bool {
         self.has_family_of(source) && is_link_unicast(source)
+    }
+
+    /// Whether `address` can't lead to the host, since it is an address of a virtual network.
+    pub(crate) fn is_virtual(&self, address: IpAddr) -> bool {
+        let on_link = || match address {
+            IpAddr::V4(_) => self.is_local(address) || self.is_broadcast(address),
+            IpAddr::V6(v6) => self.is_local(address) || is_link_scope(v6),
+        };
+        !self.virtual_hosts.is_empty() && on_link()
     }
 
     const fn has_family_of(&self, address: IpAddr) -> bool {
@@ -334,6 +350,24 @@ mod tests {
         goes(&settings, Tcp, "[fe80::9]:1", "[fe80::9%7]:1");
         goes(&settings, Udp, "[ff02::fb]:5353", "[ff02::fb%7]:5353");
         goes(&settings, Udp, "[ff0e::fb]:5353", "[ff0e::fb]:5353");
+    }
+
+    #[test]
+    fn addresses_of_a_virtual_network_do_not_lead_to_the_host() {
+        let mut settings = settings();
+        settings.virtual_hosts = ["198.51.100.1", "fe80::1"].map(address).into();
+        goes(&settings, Tcp, "198.51.100.1:80", "127.0.0.1:80");
+        goes(&settings, Tcp, "[fe80::1]:80", "[::1]:80");
+        goes(&settings, Tcp, "198.51.100.53:53", "198.51.100.53:53"); // resolvers replace it
+        goes(&settings, Tcp, "203.0.113.1:80", "203.0.113.1:80");
+        for to in ["198.51.100.53:54", "198.51.100.9:80", "[2001:db8:1::9]:80", "[fe80::9]:80"] {
+            assert_eq!(settings.to_host(Tcp, socket(to)), Err(Refused::Virtual), "{to}");
+        }
+        for to in ["198.51.100.255:1", "255.255.255.255:1", "[ff02::fb]:5353"] {
+            assert_eq!(settings.to_host(Udp, socket(to)), Err(Refused::Virtual), "{to}");
+        }
+        settings.v4.as_mut().unwrap().map_host_loopback = None;
+        assert_eq!(settings.to_host(Udp, socket("198.51.100.1:80")), Err(Refused::Virtual));
     }
 
     #[test]

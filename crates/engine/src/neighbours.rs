@@ -68,6 +68,11 @@ impl Neighbours {
         self.known.is_empty()
     }
 
+    /// The known neighbours, sorted by address.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Mac)> + '_ {
+        self.known.iter().copied()
+    }
+
     /// The hardware address of a neighbour, if it is known.
     #[must_use]
     pub fn get(&self, address: IpAddr) -> Option<Mac> {

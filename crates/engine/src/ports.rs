@@ -51,7 +51,7 @@ impl PortRange {
 
     /// The ports of all `ranges`, in ascending order and without overlaps.
     pub(crate) fn merge(mut ranges: Vec<Self>) -> Vec<Self> {
-        ranges.sort_by_key(|range| range.first);
+        ranges.sort_unstable_by_key(|range| range.first);
         let mut merged: Vec<Self> = Vec::new();
         for range in ranges {
             match merged.last_mut() {

@@ -42,10 +42,15 @@ impl Ranges {
         self.ranges.len() < self.most || self.ranges.iter().any(|range| !apart(range, start, end))
     }
 
+    /// Whether a range from `start` up to `end` would be kept. If so, memory for it is reserved.
+    pub(crate) fn reserve(&mut self, start: Seq, end: Seq) -> bool {
+        self.takes(start, end) && self.ranges.try_reserve(1).is_ok()
+    }
+
     /// Adds the numbers from `start` up to `end`, and merges the ranges that the new range overlaps or touches. If
-    /// there is no room, the numbers are not added.
+    /// there is no room or no memory, the numbers are not added.
     pub(crate) fn insert(&mut self, mut start: Seq, mut end: Seq) {
-        if !self.takes(start, end) {
+        if !self.reserve(start, end) {
             return;
         }
         self.ranges.retain(|range| {

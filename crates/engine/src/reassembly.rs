@@ -60,6 +60,10 @@ pub struct Expired {
     pub first: Option<(OriginalHeader, Vec<u8>)>,
     /// Identification.
     pub id: u32,
+    /// Source of the packet.
+    pub source: IpAddr,
+    /// Destination of the packet.
+    pub destination: IpAddr,
 }
 
 /// All datagrams that wait for fragments.
@@ -144,7 +148,8 @@ impl Reassembly {
         let end = ranges.first().filter(|range| range.0 == 0).map_or(0, |range| usize::from(range.1));
         bytes.truncate(end);
         let first = first.filter(|_| !dropped).map(|header| (header, bytes));
-        Some(Expired { first, id: key.id })
+        let Key { source, destination, id, .. } = key;
+        Some(Expired { first, id, source, destination })
     }
 
     /// Takes back the memory of a complete packet, for reuse.
@@ -168,7 +173,8 @@ impl Reassembly {
         let (Ok(end), false) = (u16::try_from(fragment.end()), fragment.is_too_long()) else {
             return Outcome::Invalid(Invalid::TooLong);
         };
-        let index = self.find(packet, fragment, now);
+        // A fragment for which there is no memory is lost.
+        let Some(index) = self.find(packet, fragment, now) else { return Outcome::Waiting };
         let Some(datagram) = self.datagrams.get_mut(index) else { return Outcome::Waiting };
         let before = datagram.memory();
         let waiting = datagram.add(packet, fragment, (fragment.offset, end));
@@ -183,8 +189,8 @@ impl Reassembly {
         }
     }
 
-    /// The index of a fragment's datagram, which may be a new datagram.
-    fn find<P>(&mut self, packet: &Packet<'_, P>, fragment: &Fragment<P>, now: Instant) -> usize {
+    /// The index of a fragment's datagram, which may be a new datagram. None if there is no memory.
+    fn find<P>(&mut self, packet: &Packet<'_, P>, fragment: &Fragment<P>, now: Instant) -> Option<usize> {
         let key = Key {
             source: packet.source,
             destination: packet.destination,
@@ -193,8 +199,9 @@ impl Reassembly {
         };
         // A guest sends all fragments of a datagram one after the other, so the datagram is among the newest.
         if let Some(index) = self.datagrams.iter().rposition(|datagram| datagram.key == key) {
-            return index;
+            return Some(index);
         }
+        self.datagrams.try_reserve(1).ok()?;
         if self.datagrams.len() >= MAX_DATAGRAMS {
             self.evict(0);
         }
@@ -203,7 +210,7 @@ impl Reassembly {
         let datagram = Datagram::new(key, now + TIMEOUT, bytes);
         self.bytes += datagram.memory();
         self.datagrams.push_back(datagram);
-        self.datagrams.len() - 1
+        Some(self.datagrams.len() - 1)
     }
 
     /// Makes room for the datagram at `index`: drops the datagrams that have waited for the longest time.
@@ -263,7 +270,7 @@ impl Datagram {
         self.bytes.capacity() + self.ranges.capacity() * size_of::<(u16, u16)>()
     }
 
-    /// Adds a valid fragment. Returns true if the packet is complete.
+    /// Adds a valid fragment, if there is memory for it. Returns true if the packet is complete.
     fn add<P: Payload>(
         &mut self,
         packet: &Packet<'_, P>,
@@ -284,9 +291,11 @@ impl Datagram {
             }
         };
         let (start, end) = (usize::from(range.0), usize::from(range.1));
-        if end > self.bytes.len() {
-            self.bytes.resize(end, 0);
+        let more = end.saturating_sub(self.bytes.len());
+        if self.bytes.try_reserve(more).is_err() || self.ranges.try_reserve(1).is_err() {
+            return Ok(false);
         }
+        self.bytes.resize(self.bytes.len() + more, 0);
         fragment.payload.copy_to(self.bytes.get_mut(start..end).unwrap_or_default());
         self.ranges.insert(at, range);
         self.covered += end - start;

@@ -1,6 +1,7 @@
 //! The state of one guest ([`Stack`]), and the rounds of the event loop that drive it ([`Round`]).
 
 mod fragments;
+mod listing;
 mod membership;
 mod refusal;
 mod replacement;
@@ -8,6 +9,7 @@ mod round;
 
 use alloc::vec::Vec;
 
+pub use listing::Prospect;
 pub use round::Round;
 
 use crate::{
@@ -129,7 +131,7 @@ impl<W: World> Stack<W> {
             memberships: Memberships::default(),
             counters: FrameDrops::default(),
             wrong_checksums: Notice::default(),
-            copy: Vec::new(),
+            copy: Vec::with_capacity(wire::frame::MAX_LEN),
             link_full: false,
         }
     }

@@ -1,6 +1,6 @@
 //! Time, and one queue of deadlines for all flows.
 
-use alloc::collections::BTreeSet;
+use alloc::{collections::TryReserveError, vec::Vec};
 use core::{
     ops::{Add, Sub},
     time::Duration,
@@ -53,53 +53,164 @@ const GRAIN: u64 = 4_000;
 ///
 /// A key has at most one entry. When an owner's deadline moves later, the entry stays. When the entry is due, the owner
 /// schedules it again (see [`Deadline`]). When a deadline moves earlier, or its owner ends, the entry is removed. So
-/// there are never more entries than owners.
+/// there are never more entries than owners, and memory that was reserved for the owners is enough for the entries.
 #[derive(Debug)]
 pub struct Timers<K> {
-    queue: BTreeSet<(u64, K)>,
+    /// A heap with four children for each entry. The entry that is due first is at the root.
+    heap: Vec<Entry<K>>,
+    /// By ticket: the position of the ticket's entry in the heap. For a free ticket: the next free ticket.
+    places: Vec<u32>,
+    /// The first free ticket. It is not below the number of tickets if no ticket is free.
+    free: u32,
+    /// Number of owners for which memory is reserved.
+    owners: usize,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Entry<K> {
+    micros: u64,
+    key: K,
+    ticket: u32,
+}
+
+impl<K: Ord + Copy> Entry<K> {
+    /// Whether this entry is due before `other`. The key decides between entries of the same time, so that the order
+    /// does not depend on the past.
+    fn is_before(&self, other: &Self) -> bool {
+        (self.micros, self.key) < (other.micros, other.key)
+    }
+}
+
+/// Number of children of an entry in the heap.
+const CHILDREN: usize = 4;
 
 impl<K: Ord + Copy> Default for Timers<K> {
     fn default() -> Self {
-        Self { queue: BTreeSet::new() }
+        Self { heap: Vec::new(), places: Vec::new(), free: u32::MAX, owners: 0 }
     }
 }
 
 impl<K: Ord + Copy> Timers<K> {
-    /// Schedules `key` for `at` or a little later. Returns the time.
-    fn schedule(&mut self, at: Instant, key: K) -> Instant {
-        let micros = at.micros.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
-        self.queue.insert((micros, key));
-        Instant { micros }
+    /// Reserves memory for one more owner of a deadline. An owner without reserved memory can have a deadline, too, but
+    /// then an allocation may fail, which ends the process.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub fn reserve_owner(&mut self) -> Result<(), TryReserveError> {
+        let wanted = self.owners + 1;
+        self.heap.try_reserve(wanted.saturating_sub(self.heap.len()))?;
+        self.places.try_reserve(wanted.saturating_sub(self.places.len()))?;
+        self.owners = wanted;
+        Ok(())
     }
 
-    fn cancel(&mut self, at: Instant, key: K) {
-        self.queue.remove(&(at.micros, key));
+    /// Schedules `key` for `at` or a little later. Returns the entry's ticket.
+    fn schedule(&mut self, at: Instant, key: K) -> Queued {
+        let micros = at.micros.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
+        let ticket = match self.places.get(self.free as usize) {
+            Some(&next) => core::mem::replace(&mut self.free, next),
+            None => {
+                self.places.push(0);
+                self.places.len() as u32 - 1
+            }
+        };
+        self.heap.push(Entry { micros, key, ticket });
+        self.rise(self.heap.len() - 1);
+        Queued { at: Instant { micros }, ticket }
+    }
+
+    /// Removes the entry of `key`, unless it was removed already.
+    fn cancel(&mut self, queued: Queued, key: K) {
+        let Some(&place) = self.places.get(queued.ticket as usize) else { return };
+        let is_same = |entry: &Entry<K>| {
+            (entry.ticket, entry.micros, entry.key) == (queued.ticket, queued.at.micros, key)
+        };
+        if self.heap.get(place as usize).is_some_and(is_same) {
+            self.remove(place as usize);
+        }
+    }
+
+    /// Removes the entry at `place` in the heap.
+    fn remove(&mut self, place: usize) -> Option<Entry<K>> {
+        if place >= self.heap.len() {
+            return None;
+        }
+        let entry = self.heap.swap_remove(place);
+        self.places[entry.ticket as usize] = self.free;
+        self.free = entry.ticket;
+        if place < self.heap.len() {
+            self.sink(place);
+            self.rise(place);
+        }
+        Some(entry)
+    }
+
+    /// Moves the entry at `place` towards the root, up to its place.
+    fn rise(&mut self, mut place: usize) {
+        let entry = self.heap[place];
+        while place > 0 {
+            let parent = (place - 1) / CHILDREN;
+            if !entry.is_before(&self.heap[parent]) {
+                break;
+            }
+            self.put(place, self.heap[parent]);
+            place = parent;
+        }
+        self.put(place, entry);
+    }
+
+    /// Moves the entry at `place` away from the root, down to its place.
+    fn sink(&mut self, mut place: usize) {
+        let entry = self.heap[place];
+        loop {
+            let first = CHILDREN * place + 1;
+            let children = first..(first + CHILDREN).min(self.heap.len());
+            let earlier = |a: usize, b: usize| if self.heap[b].is_before(&self.heap[a]) { b } else { a };
+            let Some(child) = children.reduce(earlier).filter(|&child| self.heap[child].is_before(&entry))
+            else {
+                break;
+            };
+            self.put(place, self.heap[child]);
+            place = child;
+        }
+        self.put(place, entry);
+    }
+
+    fn put(&mut self, place: usize, entry: Entry<K>) {
+        self.heap[place] = entry;
+        self.places[entry.ticket as usize] = place as u32;
     }
 
     /// Number of scheduled keys.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.queue.len()
+    pub const fn len(&self) -> usize {
+        self.heap.len()
     }
 
     /// Whether no key is scheduled.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.heap.is_empty()
     }
 
     /// When the next key is due.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.queue.first().map(|&(micros, _)| Instant { micros })
+        self.heap.first().map(|entry| Instant { micros: entry.micros })
     }
 
     /// Removes and returns a key that is due.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
-        self.queue.first().filter(|&&(micros, _)| micros <= now.micros)?;
-        self.queue.pop_first().map(|(_, key)| key)
+        self.heap.first().filter(|entry| entry.micros <= now.micros)?;
+        self.remove(0).map(|entry| entry.key)
     }
+}
+
+/// An entry in the queue.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    at: Instant,
+    ticket: u32,
 }
 
 /// The deadline of one owner, with at most one entry in [`Timers`].
@@ -108,18 +219,24 @@ pub struct Deadline {
     /// The deadline itself.
     due: Option<Instant>,
     /// The entry in the queue.
-    queued: Option<Instant>,
+    queued: Option<Queued>,
 }
 
 impl Deadline {
     /// No deadline.
     pub const NONE: Self = Self { due: None, queued: None };
 
+    /// The deadline itself.
+    #[must_use]
+    pub const fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
     /// Sets or clears the deadline.
     pub fn set<K: Ord + Copy>(&mut self, due: Option<Instant>, timers: &mut Timers<K>, key: K) {
         self.due = due;
         if let Some(due) = due
-            && self.queued.is_none_or(|queued| due < queued)
+            && self.queued.is_none_or(|queued| due < queued.at)
         {
             self.withdraw(timers, key);
             self.queued = Some(timers.schedule(due, key));
@@ -129,7 +246,7 @@ impl Deadline {
     /// Whether the deadline has been reached. Call this when the owner's key is due: if the deadline has moved later,
     /// the key is scheduled again.
     pub fn reached<K: Ord + Copy>(&mut self, now: Instant, timers: &mut Timers<K>, key: K) -> bool {
-        if self.queued.is_some_and(|queued| queued > now) {
+        if self.queued.is_some_and(|queued| queued.at > now) {
             return false;
         }
         self.queued = None;
@@ -156,6 +273,8 @@ impl Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use alloc::collections::BTreeSet;
 
     fn at(millis: u64) -> Instant {
         Instant::from_micros(millis * 1000)
@@ -208,5 +327,54 @@ mod tests {
             deadline.withdraw(&mut timers, owner);
         }
         assert!(timers.is_empty());
+    }
+
+    /// After any sequence of operations, the queue agrees with a sorted set.
+    #[test]
+    fn any_order_of_deadlines_agrees_with_a_sorted_set() {
+        let mut timers = Timers::default();
+        let mut model: BTreeSet<(u64, u32)> = BTreeSet::new();
+        let mut deadlines = [Deadline::NONE; 64];
+        (0..64).for_each(|_| timers.reserve_owner().unwrap());
+        let capacity = (timers.heap.capacity(), timers.places.capacity());
+        let mut random: u32 = 1;
+        let mut now = at(0);
+        for _ in 0..20_000 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let owner = random >> 16 & 63;
+            let deadline = &mut deadlines[owner as usize];
+            match random >> 24 & 7 {
+                0 => {
+                    deadline.withdraw(&mut timers, owner);
+                    deadline.withdraw(&mut timers, owner); // the second call does nothing
+                    model.retain(|&(_, other)| other != owner);
+                }
+                1 => {
+                    now = now + Duration::from_millis(u64::from(random >> 8 & 31));
+                    while let Some(&(due, owner)) = model.first().filter(|(due, _)| *due <= now.micros) {
+                        assert_eq!(timers.pop_due(now), Some(owner));
+                        model.remove(&(due, owner));
+                        if !deadlines[owner as usize].reached(now, &mut timers, owner) {
+                            model.extend(
+                                deadlines[owner as usize].queued.map(|queued| (queued.at.micros, owner)),
+                            );
+                        }
+                    }
+                    assert_eq!(timers.pop_due(now), None);
+                }
+                _ => {
+                    deadline.set(
+                        Some(now + Duration::from_millis(u64::from(random & 127))),
+                        &mut timers,
+                        owner,
+                    );
+                    model.retain(|&(_, other)| other != owner);
+                    model.extend(deadline.queued.map(|queued| (queued.at.micros, owner)));
+                }
+            }
+            let next = model.first().map(|(due, _)| Instant { micros: *due });
+            assert_eq!((timers.next(), timers.len()), (next, model.len()));
+        }
+        assert_eq!((timers.heap.capacity(), timers.places.capacity()), capacity);
     }
 }

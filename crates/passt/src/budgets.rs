@@ -45,6 +45,8 @@ pub struct Needs {
     pub namespace: bool,
     /// Whether the link is vhost-user.
     pub vhost_user: bool,
+    /// Number of files of the API socket.
+    pub api: usize,
 }
 
 /// How the files and the memory are divided. A number without a unit is a number of files.
@@ -82,6 +84,12 @@ pub struct Budgets {
     pub bound: Bound,
 }
 
+/// The number of files to divide.
+#[must_use]
+pub fn files(resources: &Resources) -> usize {
+    basis(resources).0
+}
+
 /// How many listening sockets best-effort rules (`all`) may open at the start.
 #[must_use]
 pub fn listeners_at_start(resources: &Resources) -> usize {
@@ -95,7 +103,7 @@ impl Budgets {
     pub fn new(resources: &Resources, needs: &Needs) -> Self {
         let (files, bound) = basis(resources);
         let vhost_user = if needs.vhost_user { VHOST_USER.min(files / 4) } else { 0 };
-        let rest = files.saturating_sub(process(files) + vhost_user + needs.listeners);
+        let rest = files.saturating_sub(process(files) + vhost_user + needs.api + needs.listeners);
         let part = |parts: usize, most: usize| (rest * parts / PARTS).min(most);
         let share = |parts: usize, most: usize| Share {
             most: part(parts, most).max(1),

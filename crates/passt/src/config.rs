@@ -6,7 +6,7 @@
 
 use std::{
     ffi::OsString,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::RawFd,
     path::PathBuf,
     time::Duration,
@@ -16,6 +16,7 @@ use engine::first_bytes::Ech;
 use engine::forward::{Bypass, Enabled, IfName, Table};
 use engine::policy::Rule;
 use engine::rate_limit::Rate;
+use ipnet::Ipv4Net;
 use wire::ethernet::Mac;
 
 /// The MTU if `--mtu` is not given (behaviour §2.2): the maximum 802.3 payload length that is a multiple of four.
@@ -27,7 +28,7 @@ pub const DEFAULT_OUR_MAC: Mac = Mac([0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55]);
 /// All settings of the command line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// The program that runs: passt or pasta.
+    /// The program that runs.
     pub mode: Mode,
     /// The messages that are logged.
     pub verbosity: Verbosity,
@@ -47,6 +48,10 @@ pub struct Config {
     pub chroot_fallback: bool,
     /// `--conf-path`: control socket for pesto (behaviour §8.9).
     pub conf_path: Option<PathBuf>,
+    /// `--api-socket`, `--api-fd`. `None`: `--no-api`, or slirp4netns, which has an API of its own.
+    pub api: Option<ApiSocket>,
+    /// `--metrics`: where metrics are served by HTTP.
+    pub metrics: Option<SocketAddr>,
     /// `--pcap`.
     pub pcap: Option<PathBuf>,
     /// `--pid`.
@@ -122,11 +127,24 @@ pub struct Config {
     /// Settings of passt mode. In pasta mode all have their defaults, except [`Passt::link`] and [`Passt::one_off`] if
     /// `--fd` was given.
     pub passt: Passt,
-    /// Settings of pasta mode. In passt mode all have their defaults.
+    /// Settings of pasta mode, which slirp4netns mode uses as well. In passt mode all have their defaults.
     pub pasta: Pasta,
+    /// Settings of slirp4netns mode. In other modes all have their defaults.
+    pub slirp4netns: Slirp4netns,
 
     /// Warnings to log when logging has started. The parser itself prints nothing.
     pub warnings: Vec<String>,
+}
+
+/// The socket of the API (docs/api.md).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ApiSocket {
+    /// `--api-socket`: the path of a listening socket.
+    Path(PathBuf),
+    /// `--api-fd`: an inherited socket. It listens, or is connected to the only client.
+    Fd(RawFd),
+    /// Neither was given: a socket in the folder of the user's sockets, if there is one.
+    Registry,
 }
 
 /// The rate limits of the guest. `None`: the direction is not limited.
@@ -165,6 +183,8 @@ impl Config {
             runas: None,
             chroot_fallback: false,
             conf_path: None,
+            api: (mode != Mode::Slirp4netns).then_some(ApiSocket::Registry),
+            metrics: None,
             pcap: None,
             pid_file: None,
             interface: None,
@@ -193,14 +213,26 @@ impl Config {
             policy_ech: Ech::default(),
             limit: Limit::default(),
             freebind: false,
-            splice: if mode == Mode::Passt { Bypass::Never } else { Bypass::Local },
+            splice: if mode == Mode::Pasta { Bypass::Local } else { Bypass::Never },
             host_lo_to_ns_lo: false,
             inbound: Table::new(),
             outbound: Table::new(),
             passt: Passt::default(),
             pasta: Pasta::default(),
+            slirp4netns: Slirp4netns::default(),
             warnings: Vec::new(),
         }
+    }
+
+    /// Whether clients were announced that may change all rules at run time. (Those of the registry can't use rules that
+    /// need preparations.)
+    pub fn rules_may_change(&self) -> bool {
+        self.conf_path.is_some() || self.asks_for_api()
+    }
+
+    /// Whether an option asks for the API socket.
+    pub fn asks_for_api(&self) -> bool {
+        self.api.as_ref().is_some_and(|api| *api != ApiSocket::Registry)
     }
 
     /// The families and protocols that forwarding rules may use.
@@ -216,6 +248,8 @@ pub enum Mode {
     Passt,
     /// A network namespace behind a tap device.
     Pasta,
+    /// A network namespace behind a tap device, on a virtual network (behaviour §13.1).
+    Slirp4netns,
 }
 
 impl Mode {
@@ -224,6 +258,7 @@ impl Mode {
         match self {
             Self::Passt => "passt",
             Self::Pasta => "pasta",
+            Self::Slirp4netns => "slirp4netns",
         }
     }
 }
@@ -408,6 +443,58 @@ impl Default for Pasta {
             no_netns_quit: false,
             no_pidns: false,
         }
+    }
+}
+
+/// Settings of slirp4netns mode (behaviour §13.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slirp4netns {
+    /// `--cidr`: the virtual IPv4 network. Its prefix length is at most [`MAX_PREFIX_LEN`].
+    pub network: Ipv4Net,
+    /// `--ready-fd`: an inherited descriptor, to which `1` is written when the network is ready.
+    pub ready_fd: Option<RawFd>,
+    /// `--exit-fd`: an inherited descriptor. The process ends when the descriptor is readable or is closed by its peer.
+    pub exit_fd: Option<RawFd>,
+    /// `--api-socket`.
+    pub api_socket: Option<PathBuf>,
+}
+
+/// The IPv6 address at which the host's resolvers are reached on a virtual network.
+pub const DNS_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 3);
+
+/// Maximum prefix length of the virtual network: the network has the address [`Slirp4netns::configured`].
+pub const MAX_PREFIX_LEN: u8 = 25;
+
+impl Slirp4netns {
+    /// The gateway, which leads to the host's loopback.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.host(2)
+    }
+
+    /// The address at which the host's resolvers are reached.
+    pub fn dns(&self) -> Ipv4Addr {
+        self.host(3)
+    }
+
+    /// The address that DHCP offers.
+    pub fn offered(&self) -> Ipv4Addr {
+        self.host(15)
+    }
+
+    /// The address of the interface with `--configure`. It is the default target of forwarded ports.
+    pub fn configured(&self) -> Ipv4Addr {
+        self.host(100)
+    }
+
+    fn host(&self, number: u32) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.network.network().to_bits() | number)
+    }
+}
+
+impl Default for Slirp4netns {
+    fn default() -> Self {
+        let network = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 2, 0), 24);
+        Self { network, ready_fd: None, exit_fd: None, api_socket: None }
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use engine::guard::Guard;
+use engine::policy::{Policy, spec};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -29,6 +30,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const STEP: usize = 64 * 1024;
 /// Maximum number of system calls for one event. If more bytes are left, another event reports them.
 const STEPS: usize = 4;
+
+/// The rules of a policy file.
+///
+/// # Errors
+/// A message for the user: the rules are invalid.
+pub(crate) fn parse_policy(text: &str) -> Result<Policy, String> {
+    let file = spec::parse_file(text).map_err(|error| error.to_string())?;
+    Policy::new(file.rules, file.default).map_err(|error| error.to_string())
+}
 
 /// The server.
 #[derive(Debug)]

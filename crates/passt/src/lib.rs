@@ -37,8 +37,8 @@
 //!   gets status 0 only after every step that can fail has succeeded.
 //! - After step 6 has begun, nothing from the guest, the network or a file may panic, block or end the process. If a
 //!   [`budgets`] limit is reached, new work is refused or dropped, and counted.
-//! - One thread serves all traffic and never blocks. Two helper threads open sockets in the guest's namespace and read
-//!   resolv.conf.
+//! - One thread serves all traffic and never blocks. Helper threads open sockets in the guest's namespace, read
+//!   resolv.conf, and serve the API socket.
 //! - This crate has no `unsafe` code: all `unsafe` code is in the crate `sys`.
 //!
 //! The first two steps depend only on their arguments, apart from [`host::Facts::gather`]:
@@ -60,6 +60,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+mod api;
 pub mod budgets;
 mod capped_file;
 pub mod cli;
@@ -70,6 +71,7 @@ mod event;
 mod flow_log;
 mod forward;
 pub mod host;
+mod hostfwd;
 pub mod io;
 #[cfg(test)]
 mod isolated;
@@ -88,7 +90,7 @@ use process::stage::Boot;
 use shard::Resolvers;
 use start::{GuestSide, HostSide};
 
-/// Runs `passt` or `pasta`. The name of the program selects the mode (behaviour §1.1).
+/// Runs `passt`, `pasta` or `slirp4netns`. The name of the program selects the mode (behaviour §1.1).
 pub fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os(), host::ephemeral_ports) {
         Ok(cli::Invocation::Run(config)) => config,
@@ -129,19 +131,27 @@ fn print(text: &str) -> ExitCode {
 /// [`process::stage`]. Each step comes before the stage that gives up the rights that the step needs.
 fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut boot = Boot::new(config)?;
-    let mut host = HostSide::open(config, boot.take_guest_socket())?;
-    let (prepared, guest) = boot.prepare(config)?;
+    let mut host = HostSide::open(config, &mut boot)?;
+    let (prepared, guest) = boot.prepare(config, host.network.resolvers_of_command().as_deref())?;
 
     let guest_side = GuestSide::open(config, &mut host.network, guest.namespace.as_ref())?;
-    let mut shard = start::event_loop(config, host.network, host.flow_log, guest_side)?;
-    let mut lifetime = Lifetime::new(guest.command, guest.watch)?;
+    let (entry, metrics) = (host.api, host.metrics);
+    let api = start::ApiFiles { has_entry: entry.is_some(), has_metrics: metrics.is_some() };
+    let mut shard = start::event_loop(config, host.network, host.flow_log, guest_side, &api)?;
+    let mut api = api.needed().then(|| api::Start {
+        entry,
+        metrics,
+        about: shard.about(config),
+        files: shard.api_files(),
+    });
+    let mut lifetime = Lifetime::new(guest.command, guest.watch, config.mode)?;
 
-    let confined = prepared.confine(config, host.resolver.as_mut())?;
-    let detached = confined.detach(config, host.pid_file)?;
-    let (staffed, threads) = detached.staff(guest.namespace, host.resolver)?;
+    let confined = prepared.confine(config, host.resolver.as_mut(), &mut api)?;
+    let detached = confined.detach(config, host.pid_file, api.as_mut())?;
+    let (staffed, threads) = detached.staff(guest.namespace, host.resolver, api)?;
     // The first scan for ports comes before the report to the caller, so that ports in use are forwarded when the
     // network is ready.
-    shard.start(threads.opener)?;
+    shard.start(threads.opener, threads.api)?;
     let sealed = staffed.seal()?;
     sealed.announce()?;
 
@@ -154,5 +164,8 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
         }
     }
     logging::limit_rates();
+    // What only the start has used.
+    sys::heap::trim();
+    sys::pages::release_code();
     shard.run(lifetime, threads.news.map(|news| Resolvers { news, config }))
 }

@@ -25,6 +25,7 @@ mod namespace;
 mod resolvers;
 mod summary;
 mod template;
+mod virtual_network;
 
 pub use namespace::{InterfacePlan, NamespaceFamily, NamespacePlan, TX_QUEUE_LEN};
 
@@ -110,6 +111,14 @@ pub enum Error {
         /// The address family.
         family: &'static str,
     },
+    /// No interface can have the MTU.
+    #[error(
+        "--mtu {mtu}: an interface has an MTU of at least {MIN_MTU_V4}; 0 leaves it to the kernel (--config-net)"
+    )]
+    MtuTooSmall {
+        /// The value of the option.
+        mtu: u16,
+    },
     /// `--ipv6-only` was given, but the host has no IPv6.
     #[error("--ipv6-only: this host has no IPv6 (no IPv6 socket can be made)")]
     NoIpv6,
@@ -120,6 +129,9 @@ pub enum Error {
 /// # Errors
 /// An option requires something that the machine does not have.
 pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
+    if config.mode == Mode::Slirp4netns {
+        return virtual_network::plan(config, facts);
+    }
     let mut notes = Vec::new();
     if config.v6.enabled && !facts.ipv6 {
         if !config.v4.enabled {
@@ -128,12 +140,17 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
         notes.push(Note::debug("this host has no IPv6: not used"));
     }
     let v6_enabled = config.v6.enabled && facts.ipv6;
-    check_mtu(config, v6_enabled, &mut notes);
+    check_mtu(config, v6_enabled, &mut notes)?;
     template::check_interfaces(config, facts)?;
 
     let tap = config.splice != Bypass::Only;
     let template4 = find_template(config, &config.v4, facts, tap && config.v4.enabled, &mut notes)?;
     let template6 = find_template(config, &config.v6, facts, tap && v6_enabled, &mut notes)?;
+    if let (Some(name), true, None, None) = (&config.interface, tap, &template4, &template6) {
+        notes.push(Note::warn(format!(
+            "--interface {name}: it has no address for the guest, which can reach only this host's loopback"
+        )));
+    }
     let v4 = config.v4.enabled.then(|| ipv4(config, facts, template4.as_ref()));
     let gateway6 = if v6_enabled { gateway6(config, template6.as_ref()) } else { None };
     let v6 = v6_enabled.then(|| ipv6(config, facts, template6.as_ref(), gateway6));
@@ -152,6 +169,7 @@ pub fn plan(config: &Config, facts: &Facts) -> Result<Plan, Error> {
             template4.as_ref().and_then(|template| template.gateway),
             template6.as_ref().and_then(|template| template.gateway),
         ),
+        virtual_hosts: Vec::new(),
         services: services(config, facts, tap),
     };
     set_resolvers(config, &facts.resolver, &mut settings);
@@ -185,6 +203,13 @@ impl Plan {
             (self.settings.v6, self.template6, self.gateway6) = (None, None, None);
         }
         left
+    }
+
+    /// The servers to which a spawned command sends its questions if there are rules by name: one of each enabled
+    /// family. The guard takes questions to any address, and passes them on to the host's resolvers.
+    #[must_use]
+    pub fn resolvers_of_command(&self) -> Vec<IpAddr> {
+        resolvers::of_command(&self.settings, self.gateway6)
     }
 
     /// Whether the settings depend on resolv.conf.
@@ -332,10 +357,13 @@ const MIN_MTU_V4: u16 = 68;
 /// Minimum MTU of IPv6 (RFC 8200).
 const MIN_MTU_V6: u16 = 1280;
 
-/// Warns if the MTU is too small for a family. The MTU is used nevertheless (behaviour §2.2). Zero means that no MTU is
-/// set (Q18).
-fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
-    let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return };
+/// Warns if the MTU is too small for a family. The MTU is used nevertheless (behaviour §2.2), unless pasta would have to
+/// set it: the kernel refuses an MTU below that of IPv4. Zero means that no MTU is set (Q18).
+fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) -> Result<(), Error> {
+    let Some(mtu) = config.mtu.filter(|mtu| *mtu != 0) else { return Ok(()) };
+    if mtu < MIN_MTU_V4 && config.mode == Mode::Pasta && config.pasta.config_net {
+        return Err(Error::MtuTooSmall { mtu });
+    }
     for (family, enabled, least) in
         [("IPv4", config.v4.enabled, MIN_MTU_V4), ("IPv6", v6_enabled, MIN_MTU_V6)]
     {
@@ -343,6 +371,7 @@ fn check_mtu(config: &Config, v6_enabled: bool, notes: &mut Vec<Note>) {
             notes.push(Note::warn(format!("--mtu {mtu} is too small for {family}, which needs {least}")));
         }
     }
+    Ok(())
 }
 
 impl Note {

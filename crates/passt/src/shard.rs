@@ -1,7 +1,10 @@
 //! The event loop: one epoll set, one link, one stack of flows.
 
 mod announced;
+mod api;
 mod control;
+mod hostfwd;
+mod outcomes;
 mod stats;
 
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
 use engine::addr::{Guest, Settings};
-use engine::events::Account;
+use engine::events::{Account, Events, Start};
 use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::forward::{Enabled, Onward, Policy};
@@ -24,15 +27,18 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::io::Errno;
 
+use crate::api::ShardEnd;
 use crate::budgets::Budgets;
 use crate::budgets::ledger::{Class, Ledger};
 use crate::config::Config;
+use crate::errno::to_engine;
 use crate::event::Source;
-use crate::flow_log::FlowLog;
+use crate::flow_log::{self, FlowLog};
 use crate::forward::accept::{Accepted, Acceptors};
 use crate::forward::bypass::{Bypass, Client};
 use crate::forward::{Forwarder, Receivers, Rules};
 use crate::host::{Neighbourhood, News};
+use crate::io::client_errors::ClientErrors;
 use crate::io::outbound::Outbound;
 use crate::io::splice::reset_on_close;
 use crate::io::world::Linux;
@@ -42,7 +48,11 @@ use crate::pasta::netns::Opener;
 use crate::plan;
 use crate::process::lifetime::{Exit, Lifetime};
 use announced::Glimpse;
+use api::Api;
+pub(crate) use api::ApiSetup;
 use control::Control;
+use hostfwd::HostFwd;
+pub(crate) use hostfwd::HostFwdSetup;
 use stats::Stats;
 
 /// Maximum number of events that are taken from the kernel at a time.
@@ -70,6 +80,8 @@ pub(crate) struct Setup {
     pub(crate) sources: Sources,
     /// Indices of the interfaces at which groups are joined, for IPv6 and IPv4.
     pub(crate) groups: [Option<u32>; 2],
+    /// Send errors to clients of the bypass in the guest's namespace.
+    pub(crate) client_errors: ClientErrors,
     /// How files and memory are divided.
     pub(crate) budgets: Budgets,
     /// The forwarding rules, and their listening sockets.
@@ -78,10 +90,14 @@ pub(crate) struct Setup {
     pub(crate) neighbourhood: Option<Neighbourhood>,
     /// The control socket (`--conf-path`).
     pub(crate) control: Option<ControlSetup>,
+    /// The API socket of slirp4netns (`--api-socket`).
+    pub(crate) hostfwd: Option<HostFwdSetup>,
     /// `--stats`: minimum time between two lines of counts on standard error.
     pub(crate) stats: Option<Duration>,
     /// The flow log (`--flow-log`).
     pub(crate) flow_log: Option<FlowLog>,
+    /// The API socket (`--api-socket`, `--api-fd`).
+    pub(crate) api: Option<ApiSetup>,
 }
 
 /// The parameters of the control socket.
@@ -111,9 +127,14 @@ pub(crate) struct Shard {
     acceptors: Acceptors,
     forwarder: Forwarder,
     control: Option<Control>,
+    hostfwd: Option<HostFwd>,
     neighbourhood: Option<Neighbourhood>,
     stats: Option<Stats>,
     flow_log: Option<FlowLog>,
+    api: Option<Api>,
+    /// The reports of flows, for the flow log and the API socket.
+    reports: Events,
+    budgets: Budgets,
     /// The work that the last round did not finish.
     pressure: Pressure,
     /// Whether the link may have more frames to receive.
@@ -131,13 +152,13 @@ impl Shard {
         let mut bypass = Bypass::new(epoll.clone(), &setup.budgets, ledger.clone());
         let mut sockets = Sockets::new(epoll, setup.outbound, setup.sources, ledger);
         sockets.join_at(setup.groups);
+        sockets.report_by(setup.client_errors);
         let (idle, idle_stream) = io::udp::timeouts();
         let limits = setup.budgets.limits(idle, idle_stream);
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         *stack.guard_mut() = setup.guard;
-        if let Some(log) = &setup.flow_log {
-            stack.guard_mut().report_to(log.events());
-        }
+        let reports = Self::wants_reports(setup.flow_log.is_some(), setup.api.is_some());
+        stack.guard_mut().report_to(reports.clone());
         *stack.rate_limit_mut() = setup.rate_limit;
         bypass.limit(stack.rate_limit_mut());
         let mut acceptors = Acceptors::new();
@@ -147,6 +168,8 @@ impl Shard {
         let forwarder = Forwarder::new(setup.rules, rx)?;
         let control = setup.control.map(|control| Control::new(control, sockets.epoll())).transpose();
         let control = control.context("can't watch the control socket")?;
+        let hostfwd = setup.hostfwd.map(|hostfwd| HostFwd::new(hostfwd, sockets.epoll())).transpose();
+        let hostfwd = hostfwd.context("can't watch the API socket")?;
         stack.udp_mut().set_policy(setup.policy);
         Ok(Self {
             start,
@@ -158,9 +181,13 @@ impl Shard {
             acceptors,
             forwarder,
             control,
+            hostfwd,
             neighbourhood: setup.neighbourhood,
             stats: setup.stats.map(Stats::new),
             flow_log: setup.flow_log,
+            api: setup.api.map(Api::new),
+            reports,
+            budgets: setup.budgets,
             pressure: Pressure::None,
             link_has_frames: false,
             glimpse: Box::new([0; _]),
@@ -168,13 +195,16 @@ impl Shard {
     }
 
     /// Makes the first scan for ports in use, and forwards the ports that are found. `opener` is in the guest's
-    /// namespace, if the guest has a namespace.
-    pub(crate) fn start(&mut self, opener: Option<Opener>) -> anyhow::Result<()> {
+    /// namespace, if the guest has a namespace. `api` is the channel to the API thread, if there is one.
+    pub(crate) fn start(&mut self, opener: Option<Opener>, api: Option<ShardEnd>) -> anyhow::Result<()> {
+        if let Some(api) = api {
+            self.start_api(api).context("can't watch the channel to the API thread")?;
+        }
         let Some(opener) = opener else { return Ok(()) };
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
         let rx = Receivers { acceptors, udp: stack.udp_mut(), sockets };
-        let changeable = self.control.is_some();
+        let changeable = self.control.is_some() || self.api.is_some();
         self.forwarder
             .start(&opener, changeable, now, rx)
             .context("can't look for ports in use in the namespace")?;
@@ -192,7 +222,7 @@ impl Shard {
         let exit = self.serve(lifetime, resolvers);
         self.stack.report_exit();
         self.bypass.report_exit();
-        self.write_flows(self.now());
+        self.report(self.now());
         exit
     }
 
@@ -215,7 +245,7 @@ impl Shard {
                         None
                     }
                     source => {
-                        self.on_event(source, event.flags, now)?;
+                        self.on_event(source, event.flags, now);
                         None
                     }
                 };
@@ -224,18 +254,27 @@ impl Shard {
                 }
             }
             self.receive(now);
-            if let Some(exit) = self.finish_round(now)? {
+            if let Some(exit) = self.finish_round(now) {
                 return Ok(exit);
             }
-            self.write_flows(now);
+            self.report(now);
             self.show_stats(now);
+            self.note_lag(now);
         }
     }
 
-    /// Writes the flow events of this round to the flow log.
-    fn write_flows(&mut self, now: Instant) {
+    /// Passes the flow events of this round on to the flow log and to the API socket.
+    fn report(&mut self, now: Instant) {
+        let events = self.reports.take();
+        if events.is_empty() {
+            return;
+        }
+        flow_log::debug_failures(&events);
         if let Some(log) = &mut self.flow_log {
-            log.write(now);
+            log.write(&events, now);
+        }
+        if let Some(api) = &mut self.api {
+            api.on_events(events, now);
         }
     }
 
@@ -266,6 +305,7 @@ impl Shard {
                 self.stack.next_deadline(),
                 self.forwarder.next_scan(),
                 self.control_deadline(),
+                self.hostfwd.as_ref().and_then(|hostfwd| hostfwd.server.next_deadline()),
                 self.link.next_deadline(),
                 self.bypass.flows().next_deadline(),
                 self.stats.as_ref().and_then(Stats::next_line),
@@ -288,15 +328,18 @@ impl Shard {
     }
 
     /// Handles an event of a source that the shard owns.
-    fn on_event(&mut self, source: Source, flags: EventFlags, now: Instant) -> anyhow::Result<()> {
+    fn on_event(&mut self, source: Source, flags: EventFlags, now: Instant) {
         match source {
             // The event loop's caller owns these sources.
             Source::Signals | Source::Namespace | Source::Resolvers => {}
             Source::Neighbours => self.on_neighbours(now),
+            Source::HostFwd => self.on_hostfwd(now),
+            Source::HostFwdClient(number) => self.on_hostfwd_client(number, now),
             Source::Control => self.on_control(now),
             Source::ControlClient => self.on_control_client(now),
+            Source::Api => self.on_api(now),
             Source::Link(number) => {
-                let change = self.link.on_event(number, flags, now, self.sockets.epoll())?;
+                let change = self.link.on_event(number, flags, now, self.sockets.epoll());
                 self.on_link_change(change, now);
             }
             Source::Listener(id) => self.accept(id, now),
@@ -313,7 +356,6 @@ impl Shard {
                 self.round(now).ready(id, io::readiness(flags));
             }
         }
-        Ok(())
     }
 
     /// Returns the engine for an event of this round, or for the end of this round.
@@ -364,7 +406,7 @@ impl Shard {
     }
 
     /// Handles expired deadlines, and sends the output of this round.
-    fn finish_round(&mut self, now: Instant) -> anyhow::Result<Option<Exit>> {
+    fn finish_round(&mut self, now: Instant) -> Option<Exit> {
         if self.forwarder.next_scan().is_some_and(|due| due <= now) {
             let Self { acceptors, sockets, stack, .. } = self;
             self.forwarder.on_deadline(now, Receivers { acceptors, udp: stack.udp_mut(), sockets });
@@ -372,16 +414,17 @@ impl Shard {
         if self.control_deadline().is_some_and(|due| due <= now) {
             self.on_control_deadline(now);
         }
+        self.on_hostfwd_deadline(now);
         self.link.on_deadline(now, self.sockets.epoll());
         self.bypass.finish_round(self.stack.rate_limit_mut(), now);
         self.pressure = self.round(now).finish();
         let full = self.pressure == Pressure::LinkFull;
-        let change = self.link.finish_round(full, self.sockets.epoll())?;
+        let change = self.link.finish_round(full, self.sockets.epoll());
         if change.lost {
             self.round(now).link_lost();
         }
         self.on_link_change(change, now);
-        Ok(change.over.then_some(Exit::GuestGone))
+        change.over.then_some(Exit::GuestGone)
     }
 
     /// Accepts one pending connection. If more connections are pending, epoll reports the socket again in the next
@@ -403,14 +446,18 @@ impl Shard {
         };
         let Some(permit) = self.sockets.ledger().take(class) else {
             self.acceptors.refused += 1;
+            self.report_no_file(&accepted, now);
             return reset_on_close(&accepted.socket);
         };
         match accepted.onward {
             Onward::Bypass(destination) => {
-                self.before_accepted(&accepted.socket, accepted.direction, destination.ip(), now);
+                let may_have_sent =
+                    self.before_accepted(&accepted.socket, accepted.direction, destination.ip(), now);
                 let account = self.begin_bypass(&accepted, destination, now);
                 let Accepted { socket, peer: address, direction, .. } = accepted;
-                self.bypass.open(Client { socket, address, permit, direction, destination, account }, now);
+                let client =
+                    Client { socket, address, permit, direction, destination, may_have_sent, account };
+                self.bypass.open(client, now);
             }
             Onward::Link(ends) => {
                 let socket = self.sockets.stream(accepted.socket, permit);
@@ -419,6 +466,19 @@ impl Shard {
             }
             Onward::Refuse => {}
         }
+    }
+
+    /// Reports a connection for which there is no file.
+    fn report_no_file(&self, accepted: &Accepted, now: Instant) {
+        let mut account = match accepted.onward {
+            Onward::Bypass(destination) => self.begin_bypass(accepted, destination, now),
+            Onward::Link(ends) => {
+                let start = Start::of(Protocol::Tcp, Direction::Inbound, ends);
+                self.stack.guard().begin_unjudged(start, now)
+            }
+            Onward::Refuse => return,
+        };
+        account.close_unopened(to_engine(Errno::MFILE));
     }
 
     /// Reports the beginning of a connection that bypasses the link.

@@ -2,25 +2,31 @@
 //! rules about the destinations of the guest (docs/guard.md).
 //!
 //! It receives the tables of the server, edits them in the order of the options, and sends all of them back. A policy
-//! is shown and replaced as a whole.
+//! is shown and replaced as a whole. Other commands show flows, events and metrics: they use the API socket
+//! (docs/api.md). Without a path, it finds the sockets of this user.
 #![forbid(unsafe_code)]
 
+mod api;
+mod capture;
 mod client;
-mod edit;
+mod connection;
+mod instances;
 mod options;
 mod output;
 mod policy;
 mod suggest;
 mod tables;
+mod text;
+mod top;
 
 use std::process::ExitCode;
 
 use engine::forward::PortRange;
 
 use self::client::Client;
-use self::edit::Editor;
 use self::options::{Invocation, Request};
 use self::output::{print, report};
+use control::edit::Editor;
 use control::message::Announced;
 
 /// Runs `pesto` with the arguments of the process. Exit status 1 means that nothing has changed (Q16).
@@ -29,7 +35,10 @@ fn main() -> ExitCode {
         Ok(Invocation::Show(text)) => print(&text),
         Ok(Invocation::Run(request)) => run(&request),
         Ok(Invocation::Policy(command)) => policy::run(&command),
-        Err(error) => Err(error),
+        Ok(Invocation::Api(command)) => api::run(&command),
+        Ok(Invocation::List { json }) => instances::list(json),
+        // Messages about rules and servers are those of the C implementation, which have no prefix.
+        Err(error) => Err(format!("pesto: {error}")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,14 +1,21 @@
 //! The command line of `pesto`: one table of options, from which parsing and help follow.
 
+mod api;
+#[cfg(test)]
+mod page;
+
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use engine::forward::Protocol;
 use engine::forward::spec::Direction;
 use lexopt::{Arg, Parser};
 
-use super::edit::Change;
+use control::edit::Change;
+
+pub(super) use self::api::{Api, Command, Top, condition};
 
 /// Longest path of a UNIX socket, in bytes: `sun_path` without the terminating zero (R-15).
 const SOCKET_PATH_MAX: usize = 107;
@@ -16,11 +23,12 @@ const SOCKET_PATH_MAX: usize = 107;
 const COLUMN: usize = 28;
 
 /// The message about an unknown command.
-const NO_SUCH_COMMAND: &str =
-    "the commands are: policy show PATH, policy replace FILE PATH, policy suggest LOG";
+const NO_SUCH_COMMAND: &str = "the commands are: policy show PATH, policy replace FILE PATH, policy suggest LOG, \
+                               flows PATH [NAME=VALUE]..., top PATH [FILTER]..., log PATH, metrics PATH, \
+                               why DESTINATION PATH, capture FILE PATH [NAME=VALUE]...";
 
 /// What the command line requests.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Invocation {
     /// Print this text on standard output.
     Show(String),
@@ -28,6 +36,13 @@ pub(super) enum Invocation {
     Run(Request),
     /// Show or replace the policy of a server, or suggest rules.
     Policy(Policy),
+    /// Show something by the API socket of a server.
+    Api(Api),
+    /// List the instances of this user.
+    List {
+        /// `--json`.
+        json: bool,
+    },
 }
 
 /// A command about a policy: the rules about the destinations of a guest.
@@ -68,6 +83,8 @@ pub(super) struct Request {
     pub(super) json: bool,
     /// `--debug`.
     pub(super) debug: bool,
+    /// `--interval`.
+    pub(super) interval: Option<Duration>,
 }
 
 /// One option.
@@ -84,11 +101,12 @@ enum Action {
     Flag(fn(&mut Request)),
     Clear,
     Ports(Direction, Protocol),
+    Interval,
     Help,
     Version,
 }
 
-static OPTIONS: [Opt; 11] = [
+static OPTIONS: [Opt; 12] = [
     Opt {
         long: "add",
         short: Some('A'),
@@ -142,13 +160,19 @@ static OPTIONS: [Opt; 11] = [
         long: "json",
         short: None,
         action: Action::Flag(|request| request.json = true),
-        help: "Show the rules in JSON, also those of a change",
+        help: "Print JSON",
     },
     Opt {
         long: "debug",
         short: Some('d'),
         action: Action::Flag(|request| request.debug = true),
         help: "Print the tables as they are received",
+    },
+    Opt {
+        long: "interval",
+        short: None,
+        action: Action::Interval,
+        help: "Time from one list of top to the next (1); after\nthe word top also -d",
     },
     Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
 ];
@@ -168,7 +192,7 @@ fn all() -> impl Iterator<Item = &'static Opt> {
 pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
-    let wrong = |message: String| format!("{program}: {message}\n{}", usage(&program).trim_end());
+    let wrong = |message: String| wrong(&program, &message);
     let mut parser = Parser::from_args(args);
     let (mut request, mut operands) = (Request::default(), Vec::new());
     loop {
@@ -177,6 +201,9 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
             Some(Arg::Value(value)) => {
                 operands.push(value);
                 continue;
+            }
+            Some(Arg::Short('d')) if operands.first().is_some_and(|word| word == "top") => {
+                (find_long("interval").map_err(wrong)?, "-d".into())
             }
             Some(Arg::Short(letter)) => {
                 let opt = all().find(|opt| opt.short == Some(letter));
@@ -204,18 +231,40 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocati
                 let spec = value()?;
                 request.changes.push(Change::Ports { direction, protocol, spec, typed_as });
             }
+            Action::Interval => request.interval = Some(api::interval(&value()?).map_err(wrong)?),
             Action::Help => return Ok(Invocation::Show(usage(&program))),
             Action::Version => return Ok(Invocation::Show(version())),
         }
     }
+    invocation(&program, operands, request)
+}
+
+/// What these operands and options request.
+fn invocation(program: &str, operands: Vec<OsString>, request: Request) -> Result<Invocation, String> {
+    let wrong = |message: String| wrong(program, &message);
+    if let Some((word, operands)) = api::command(&operands) {
+        return api::parse(word, operands, &request).map_err(wrong).map(Invocation::Api);
+    }
+    if request.interval.is_some() {
+        return Err(wrong("--interval can only be used with top".into()));
+    }
     match operands.as_slice() {
+        [] if request == (Request { json: request.json, ..Request::default() }) => {
+            Ok(Invocation::List { json: request.json })
+        }
         [path] => Ok(Invocation::Run(Request { path: socket(path)?, ..request })),
         // A single operand is the path of a socket, even if it is `policy`.
         [word, command @ ..] if word == "policy" && !command.is_empty() => {
             policy(command, &request).ok_or_else(|| wrong(NO_SUCH_COMMAND.into()))?.map(Invocation::Policy)
         }
-        _ => Err(usage(&program).trim_end().into()),
+        [] => Err(wrong("the path of the control socket is missing".into())),
+        _ => Err(wrong("more than one path of a control socket".into())),
     }
+}
+
+/// The message, and where to read how the program is used.
+fn wrong(program: &str, message: &str) -> String {
+    format!("{message}\nSee '{program} --help'.")
 }
 
 /// The path of a socket.
@@ -266,18 +315,34 @@ fn usage(program: &str) -> String {
         "Usage: {program} [OPTION]... PATH\n       \
                 {program} policy show PATH\n       \
                 {program} policy replace FILE PATH\n       \
-                {program} policy suggest LOG\n\n\
+                {program} policy suggest LOG\n       \
+                {program} flows [PATH [NAME=VALUE]...]\n       \
+                {program} top [-d SECONDS] [PATH [FILTER]...]\n       \
+                {program} log [PATH]\n       \
+                {program} metrics [PATH]\n       \
+                {program} why [PROTOCOL/]ADDRESS[:PORT] [PATH]\n       \
+                {program} capture FILE [PATH] [NAME=VALUE]...\n       \
+                {program}\n\n\
          Show or change the forwarding rules of the passt or pasta that was started with\n\
          --conf-path PATH. Either all changes take effect, or none.\n\n\
          With policy, show the rules for what its guest may reach, or replace all of them\n\
          by those of FILE; flows that the new rules deny end. Or print rules for what a\n\
-         LOG says was refused. FILE and LOG may be - for standard input.\n\n"
+         LOG (or flow log) says was refused. FILE and LOG may be - for standard input.\n\n\
+         The other commands use the PATH of --api-socket. They show the flows that meet\n\
+         conditions (such as protocol=tcp, port=443, state=established, sort=bytes,\n\
+         limit=20; see docs/api.md), flows with their rates on the whole screen (? lists\n\
+         the keys), events as they happen, metrics, or what would happen to a flow, or\n\
+         capture frames until Ctrl-C (conditions: protocol, address, port; FILE: also -).\n\
+         PATH may also be a process ID; without it, the only instance is used.\n\
+         Without arguments, list the instances: those with a socket\n\
+         $XDG_RUNTIME_DIR/passt/*.api.\n\n"
     );
     for opt in all() {
         let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
         let argument = match opt.action {
             Action::Clear => " TABLE",
             Action::Ports(..) => " SPEC",
+            Action::Interval => " SECONDS",
             _ => "",
         };
         let mut left = format!("  {short}--{}{argument}", opt.long);
@@ -331,23 +396,26 @@ mod tests {
             ports(Direction::Outbound, Protocol::Udp, "9", "--udp-ns"),
             Change::Clear("HOST".into()),
         ];
-        assert_eq!(typed, Request { path: "/s".into(), changes, show: true, json: true, debug: true });
+        assert_eq!(
+            typed,
+            Request { path: "/s".into(), changes, show: true, json: true, debug: true, interval: None }
+        );
     }
 
     #[test]
     fn invalid_command_lines_are_refused() {
         let error = |args: &[&str]| read(args).unwrap_err();
-        assert!(error(&[]).starts_with("Usage: pesto "));
-        assert!(error(&["a", "b"]).starts_with("Usage: pesto "));
-        assert!(error(&["policy", "list"]).starts_with("pesto: the commands are: policy show PATH, "));
-        assert!(error(&["policy", "show"]).starts_with("pesto: the commands are: "));
-        assert!(error(&["policy", "replace", "/s"]).starts_with("pesto: the commands are: "));
+        assert_eq!(error(&["-s"]), "the path of the control socket is missing\nSee 'pesto --help'.");
+        assert!(error(&["a", "b"]).starts_with("more than one path "));
+        assert!(error(&["policy", "list"]).starts_with("the commands are: policy show PATH, "));
+        assert!(error(&["policy", "show"]).starts_with("the commands are: "));
+        assert!(error(&["policy", "replace", "/s"]).starts_with("the commands are: "));
         assert!(error(&["policy", "show", &"a".repeat(108)]).starts_with("Invalid socket path"));
         assert!(error(&["policy", "show", "/s", "--json"]).starts_with("Of all options, only --debug"));
-        assert!(error(&["--bogus", "a"]).starts_with("pesto: unrecognized option '--bogus'\nUsage"));
-        assert!(error(&["-x", "a"]).starts_with("pesto: invalid option -- 'x'\n"));
-        assert!(error(&["a", "-t"]).starts_with("pesto: option '-t' requires an argument\n"));
-        assert!(error(&["--show=1", "a"]).starts_with("pesto: option '--show' doesn't allow an argument\n"));
+        assert!(error(&["--bogus", "a"]).ends_with("unrecognized option '--bogus'\nSee 'pesto --help'."));
+        assert!(error(&["-x", "a"]).starts_with("invalid option -- 'x'\n"));
+        assert!(error(&["a", "-t"]).starts_with("option '-t' requires an argument\n"));
+        assert!(error(&["--show=1", "a"]).starts_with("option '--show' doesn't allow an argument\n"));
         assert!(error(&["--de", "a"]).contains("ambiguous; possibilities: '--delete' '--debug'\n"));
         assert!(error(&[""]).starts_with("Invalid socket path"));
         assert!(error(&[&"a".repeat(108)]).starts_with("Invalid socket path"));

@@ -9,7 +9,7 @@ use engine::policy::spec::{self, MAX_FILE_LEN};
 
 use crate::client::Client;
 use crate::options::{Policy, Server};
-use crate::output::print;
+use crate::output::{print, report};
 use crate::suggest;
 
 /// Runs a command.
@@ -26,7 +26,13 @@ pub(super) fn run(command: &Policy) -> Result<(), String> {
         }
         Policy::Suggest(log) => {
             let suggestions = open(log).and_then(|log| suggest::read(BufReader::new(log)));
-            print(&suggestions.map_err(|error| about(log, &error))?.text())
+            let suggestions = suggestions.map_err(|error| about(log, &error))?;
+            let skipped = suggestions.skipped();
+            print(&suggestions.text())?;
+            if skipped > 0 {
+                report(&about(log, &format!("lines that have no refusal, skipped: {skipped}")));
+            }
+            Ok(())
         }
     }
 }

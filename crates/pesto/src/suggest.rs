@@ -1,4 +1,7 @@
-//! Suggests rules that would allow the refused flows and questions in a log (`pesto policy suggest`, docs/guard.md).
+//! Suggests rules that would allow the refused flows and questions in a log or flow log (`pesto policy suggest`,
+//! docs/guard.md).
+
+mod flow_log;
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write as _};
@@ -67,6 +70,8 @@ pub(super) struct Suggestions {
     left_out: u64,
     /// Number of refusals that were ignored because there were too many different refusals.
     ignored: u64,
+    /// Number of lines that are neither a refusal of a log nor a line of a flow log. Empty lines do not count.
+    skipped: u64,
 }
 
 /// Reads a log.
@@ -82,17 +87,35 @@ pub(super) fn read(mut log: impl BufRead) -> io::Result<Suggestions> {
             return Ok(suggestions);
         }
         let text = String::from_utf8_lossy(&line);
-        suggestions.add(&text.trim_end().replace(char::is_control, "?"));
+        suggestions.add(&printable(text.trim_end()));
         if line.last() != Some(&b'\n') {
             log.skip_until(b'\n')?;
         }
     }
 }
 
+/// `text` without control characters: a rule and its comment must be one line.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
 impl Suggestions {
+    /// Number of lines in the log that were skipped, since they have no known form.
+    pub(super) const fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
     fn add(&mut self, line: &str) {
         let (text, left_out) = without_count(line);
-        let Some(refusal) = refusal(text) else { return };
+        let refusal = match flow_log::line(line) {
+            Some(None) => return,
+            Some(refusal) => refusal,
+            None => refusal(text),
+        };
+        let Some(refusal) = refusal else {
+            self.skipped += u64::from(!line.trim().is_empty());
+            return;
+        };
         self.refusals += 1;
         self.left_out += left_out;
         let full = self.wanted.len() + self.noted.len() >= MAX_RULES;
@@ -195,6 +218,7 @@ fn refusal(line: &str) -> Option<Refusal> {
         "tcp" => flow(Protocol::Tcp, rest, reason),
         "udp" => flow(Protocol::Udp, rest, reason),
         "ping" => flow(Protocol::Icmp, rest, reason),
+        "membership" => Some(Refusal::Noted(format!("{what} ({reason})"))),
         _ => None,
     }
 }

@@ -23,9 +23,14 @@ Usage: qrap FD QEMU ARGUMENT...    run QEMU, unchanged, with a socket of passt a
 Start passt first, without a socket path: qrap tries its default paths. QEMU 7.2 and later need no qrap: see passt(1).
 ";
 
-/// Replaces this process by QEMU; returns only on failure.
+/// Replaces this process by QEMU; returns only on failure, or after the help text. With `-help`, or among other
+/// arguments, QEMU's help is shown.
 fn main() -> ExitCode {
-    let Err(error) = run(env::args_os().skip(1).collect());
+    let arguments: Vec<OsString> = env::args_os().skip(1).collect();
+    if arguments.as_slice() == ["--help"] {
+        return io::stdout().write_all(USAGE.as_bytes()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let Err(error) = run(arguments);
     // An error of this write is ignored: the exit status reports the failure.
     drop(writeln!(io::stderr(), "qrap: {error:#}"));
     ExitCode::FAILURE

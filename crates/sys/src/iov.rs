@@ -206,6 +206,27 @@ impl Room<'_> {
         })
     }
 
+    /// The room after its first `start` bytes. Empty, if the room is shorter.
+    #[must_use]
+    pub fn after(&mut self, start: usize) -> Room<'_> {
+        Room(match &mut self.0 {
+            Kind::Own(bytes) => Kind::Own(bytes.get_mut(start..).unwrap_or_default()),
+            Kind::Shared(shared) => Kind::Shared(shared.slice(start..shared.len)),
+        })
+    }
+
+    /// Number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.filled(usize::MAX).len()
+    }
+
+    /// Whether there is no byte.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The content of the first `len` bytes of the room. The content of the whole room, if it is shorter.
     #[must_use]
     pub fn filled(&self, len: usize) -> Source<'_> {
@@ -383,7 +404,9 @@ mod tests {
             room.put(28, b"xyz");
             room.put(31, b"nowhere");
             room.first(5).put(4, b"BC");
-            assert_eq!(all(room.filled(14)), b"\0\0\0aBcdefghij\0");
+            assert_eq!((room.len(), room.after(28).len(), room.after(31).is_empty()), (30, 2, true));
+            room.after(12).put(0, b"k");
+            assert_eq!(all(room.filled(14)), b"\0\0\0aBcdefghik\0");
             assert_eq!(room.filled(99).len(), 30);
         }
         assert_eq!((bytes, &bytes[28..]), (own, &b"xy"[..]));

@@ -10,6 +10,7 @@
 //!   |           address (sockaddr), sockopt, iov (struct iovec)       |
 //!   | processes spawn (fork, clone, exec), signal (signalfd), netns,  |
 //!   |           ptrace (seccomp filters), passwd (getpwnam_r)         |
+//!   | memory    heap, pages, shared_memory (SIGBUS)                   |
 //!   +--------------------------+--------------------------------------+
 //!                              |
 //!                     libc, rustix, the kernel
@@ -71,12 +72,17 @@
 pub mod address;
 pub mod cmsg;
 mod errno;
+#[cfg(feature = "failing-allocator")]
+pub mod failing_allocator;
+pub mod heap;
 pub mod iov;
 pub mod mmsg;
 pub mod netns;
 pub mod packet;
+pub mod pages;
 pub mod passwd;
 pub mod ptrace;
+pub mod shared_memory;
 pub mod signal;
 pub mod sockopt;
 pub mod spawn;

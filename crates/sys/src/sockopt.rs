@@ -7,6 +7,9 @@ use rustix::io;
 
 use crate::errno::last_errno;
 
+/// The option of [`netns_cookie`].
+pub const SO_NETNS_COOKIE: i32 = 71;
+
 /// The IP version that an option applies to. A dual-stack socket has the options of both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IpVersion {
@@ -128,6 +131,28 @@ pub fn peer_pid(fd: impl AsFd) -> Option<i32> {
     (result == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
+/// A number that identifies the network namespace of a socket, and no other namespace until the machine restarts
+/// (`SO_NETNS_COOKIE`, Linux 5.14). The namespace of a UNIX socket that accept(2) returned is that in which the client
+/// has called socket(2), not that of the listening socket.
+///
+/// # Errors
+/// As getsockopt(2): `ENOPROTOOPT` if the kernel does not know the option.
+pub fn netns_cookie(fd: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers describe one u64 and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 { Err(last_errno()) } else { Ok(cookie) }
+}
+
 /// Enables UDP GRO: datagrams of one peer may be received together (`UDP_GRO`, Linux 5.0).
 ///
 /// # Errors
@@ -155,6 +180,32 @@ pub fn only_groups_joined(fd: impl AsFd, version: IpVersion) -> io::Result<()> {
 /// As setsockopt(2): `ENODEV` if there is no such interface.
 pub fn bind_to_device(fd: impl AsFd, interface: &str) -> io::Result<()> {
     set_bytes(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_bytes())
+}
+
+/// The interface that a socket is bound to (`SO_BINDTODEVICE`).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn bound_device(fd: impl AsFd) -> io::Result<Option<String>> {
+    let mut name = [0_u8; libc::IFNAMSIZ];
+    let mut len = name.len() as libc::socklen_t;
+    // SAFETY: the pointers describe a buffer and its length, which live until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            name.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(last_errno());
+    }
+    // The name ends with a zero byte, which the length includes. Without an interface, the length is zero.
+    let name = &name[..name.len().min(len as usize)];
+    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    Ok((end > 0).then(|| String::from_utf8_lossy(&name[..end]).into_owned()))
 }
 
 /// With this option, bind(2) with port zero does not choose a port: connect(2) chooses it. Several sockets can then

@@ -109,6 +109,16 @@ pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Gives the calling thread a working directory of its own, which other threads do not share.
+///
+/// # Errors
+/// As unshare(2): `ENOMEM`.
+pub fn unshare_working_directory() -> io::Result<()> {
+    // SAFETY: with only this flag, unshare does not change the memory or descriptors of the process.
+    let result = unsafe { libc::unshare(libc::CLONE_FS) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn child(pid: libc::pid_t) -> io::Result<Pid> {
     Pid::from_raw(pid).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
@@ -197,17 +207,12 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 
 /// Closes the descriptors above 2 that the caller of this process left open, except `keep` (behaviour §10.1). Only the
 /// first call has an effect. It must come before this process opens any descriptor other than `keep`.
-pub fn close_inherited(keep: Option<RawFd>) {
+pub fn close_inherited(keep: &[RawFd]) {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
         return;
     }
-    let keep = keep.and_then(|fd| libc::c_uint::try_from(fd).ok()).filter(|&fd| fd > 2);
-    let ranges = match keep {
-        Some(keep) => [(3, keep - 1), (keep.saturating_add(1), libc::c_uint::MAX)],
-        None => [(3, libc::c_uint::MAX), (1, 0)],
-    };
-    for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
+    for (first, last) in gaps(keep) {
         // SAFETY: this call comes before the process opens any descriptor (see the function's documentation), so
         // nothing owns a descriptor in these ranges.
         if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } != 0 {
@@ -221,6 +226,21 @@ pub fn close_inherited(keep: Option<RawFd>) {
     }
 }
 
+/// The ranges of numbers above 2 that `keep` leaves, first and last number.
+fn gaps(keep: &[RawFd]) -> Vec<(libc::c_uint, libc::c_uint)> {
+    let mut kept: Vec<libc::c_uint> = keep.iter().filter_map(|&fd| fd.try_into().ok()).collect();
+    kept.sort_unstable();
+    let (mut gaps, mut first) = (Vec::new(), 3);
+    for fd in kept.into_iter().filter(|&fd| fd > 2) {
+        if first < fd {
+            gaps.push((first, fd - 1));
+        }
+        first = fd.saturating_add(1);
+    }
+    gaps.push((first, libc::c_uint::MAX));
+    gaps
+}
+
 /// The numbers of open descriptors. One of them is the descriptor with which the list was read.
 fn open_descriptors() -> Vec<RawFd> {
     let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
@@ -230,6 +250,15 @@ fn open_descriptors() -> Vec<RawFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_descriptors_are_in_no_range() {
+        const LAST: libc::c_uint = libc::c_uint::MAX;
+        assert_eq!(gaps(&[]), [(3, LAST)]);
+        assert_eq!(gaps(&[5]), [(3, 4), (6, LAST)]);
+        assert_eq!(gaps(&[0, 4, 3, -1]), [(5, LAST)]);
+        assert_eq!(gaps(&[9, 7, 7]), [(3, 6), (8, 8), (10, LAST)]);
+    }
 
     /// The test harness has other threads, so both calls must fail.
     #[test]

@@ -189,9 +189,9 @@ pub fn unacknowledged(fd: impl AsFd) -> io::Result<u32> {
     ask(&fd, libc::TIOCOUTQ).map(|bytes| u32::try_from(bytes).unwrap_or(0))
 }
 
-/// What a TCP socket has sent and received.
+/// What the kernel knows about a TCP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Totals {
+pub struct Info {
     /// Bytes that were sent, each counted once.
     pub bytes_sent: u64,
     /// Bytes that were received in order.
@@ -200,14 +200,18 @@ pub struct Totals {
     pub segments_sent: u32,
     /// Segments that were received, modulo 2^32.
     pub segments_received: u32,
+    /// Smoothed round-trip time, in microseconds.
+    pub rtt: u32,
+    /// Segments that were sent again, modulo 2^32.
+    pub retransmissions: u32,
 }
 
-/// What a TCP socket has sent and received, also if it has failed (`TCP_INFO`). None if the kernel does not count sent
+/// What the kernel knows about a TCP socket, also if it has failed (`TCP_INFO`). None if the kernel does not count sent
 /// bytes (before Linux 4.19).
 ///
 /// # Errors
 /// As getsockopt(2).
-pub fn totals(fd: impl AsFd) -> io::Result<Option<Totals>> {
+pub fn info(fd: impl AsFd) -> io::Result<Option<Info>> {
     // The first part of struct tcp_info in linux/tcp.h. The kernel only adds fields at the end.
     let mut info = [0; 216];
     let mut len = info.len() as libc::socklen_t;
@@ -227,16 +231,18 @@ pub fn totals(fd: impl AsFd) -> io::Result<Option<Totals>> {
     let info = info.get(..len as usize).unwrap_or(&info);
     let long = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
     let short = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
-    let totals = || {
+    let known = || {
         let (sent, sent_again) = (long(200)?, long(208)?);
-        Some(Totals {
+        Some(Info {
             bytes_sent: sent.saturating_sub(sent_again),
             bytes_received: long(128)?,
             segments_sent: short(136)?,
             segments_received: short(140)?,
+            rtt: short(68)?,
+            retransmissions: short(100)?,
         })
     };
-    Ok(totals())
+    Ok(known())
 }
 
 /// Calls ioctl(2) with one of the requests above.
@@ -313,15 +319,15 @@ mod tests {
         far.write_all(b"four").unwrap();
         far.read_exact(&mut [0; 13]).unwrap();
         near.read_exact(&mut [0; 4]).unwrap();
-        let [near_totals, far_totals] = [&near, &far].map(|end| totals(end).unwrap().unwrap());
-        assert_eq!((near_totals.bytes_sent, near_totals.bytes_received), (13, 4));
-        assert_eq!((far_totals.bytes_sent, far_totals.bytes_received), (4, 13));
+        let [near_info, far_info] = [&near, &far].map(|end| info(end).unwrap().unwrap());
+        assert_eq!((near_info.bytes_sent, near_info.bytes_received), (13, 4));
+        assert_eq!((far_info.bytes_sent, far_info.bytes_received), (4, 13));
         // SYN, ACK of SYN, data.
-        assert!(near_totals.segments_sent >= 3 && near_totals.segments_received >= 2, "{near_totals:?}");
+        assert!(near_info.segments_sent >= 3 && near_info.segments_received >= 2, "{near_info:?}");
         drop(far);
         assert_eq!(near.read(&mut [0]).unwrap(), 0);
-        assert_eq!(totals(&near).unwrap().unwrap().bytes_sent, 13);
-        assert!(totals(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
+        assert_eq!(info(&near).unwrap().unwrap().bytes_sent, 13);
+        assert!(info(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).is_err());
     }
 
     /// Bytes are sent from, and received into, several pieces of shared memory.

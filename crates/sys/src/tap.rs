@@ -35,7 +35,8 @@ pub const VNET_HDR_LEN: usize = 12;
 /// A tap device that was created.
 #[derive(Debug)]
 pub struct TapDevice {
-    /// The queue: non-blocking, closed on exec. The kernel removes the device with its last descriptor.
+    /// The queue: non-blocking, closed on exec. The kernel removes the device with its last descriptor, unless it was
+    /// [left to its namespace](Self::leave_to_namespace).
     pub fd: OwnedFd,
     /// The device's name: the requested name, or the name that the kernel made from a pattern.
     pub name: String,
@@ -50,18 +51,17 @@ pub enum TapError {
     #[error(
         "can't open /dev/net/tun: {0} (the device node must exist and be readable and writable by this user)"
     )]
-    Open(#[source] io::Error),
+    Open(io::Error),
     /// The name is empty, longer than 15 bytes, or contains a zero byte.
     #[error("'{0}' is no interface name: 1 to 15 characters are allowed")]
     Name(String),
     /// The kernel refused the device: the name is in use or malformed, or CAP_NET_ADMIN over the namespace is missing.
-    #[error("can't create tap device '{name}': {source}")]
+    #[error("can't create tap device '{name}': {reason}")]
     Create {
         /// The requested name.
         name: String,
         /// The kernel's error.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
@@ -82,6 +82,18 @@ impl TapDevice {
         }
         let (fd, name) = attach(name, libc::IFF_TAP | libc::IFF_NO_PI)?;
         Ok(Self { fd, name, offloads: Offloads::empty() })
+    }
+
+    /// Makes the device remain when its last descriptor is closed, without a carrier, until its network namespace ends.
+    /// Then closing the descriptor need not wait until all processors have seen that the device is gone (10 to 30 ms).
+    ///
+    /// # Errors
+    /// Kernels accept this for every device that they have created.
+    pub fn leave_to_namespace(&self) -> io::Result<()> {
+        let persist: libc::c_ulong = 1;
+        // SAFETY: the argument of TUNSETPERSIST is the value itself; no memory is passed.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETPERSIST, persist) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -108,7 +120,7 @@ fn attach(name: &str, flags: libc::c_int) -> Result<(OwnedFd, String), TapError>
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     if result < 0 {
-        return Err(TapError::Create { name: name.into(), source: io::Error::last_os_error() });
+        return Err(TapError::Create { name: name.into(), reason: io::Error::last_os_error() });
     }
     let given: Vec<u8> = request.ifr_name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
     Ok((fd, String::from_utf8_lossy(&given).into_owned()))
@@ -212,6 +224,14 @@ mod tests {
             );
             let taken = TapDevice::create("fifteen-letters", Offloads::all()).unwrap_err();
             assert!(matches!(taken, TapError::Create { .. }), "{taken}");
+            // The message has the cause. With a source, callers that print the chain would print the cause twice.
+            assert!(std::error::Error::source(&taken).is_none(), "{taken}");
+            // Without a queue, a device that was left to the namespace can be opened again, and others are gone.
+            tap.leave_to_namespace().unwrap();
+            drop((tap, plain));
+            let exists =
+                |name: &str| std::path::Path::new("/proc/thread-self/net/dev_snmp6").join(name).exists();
+            assert_eq!((exists("fifteen-letters"), exists("plain0")), (true, false));
         })
         .join()
         .unwrap();

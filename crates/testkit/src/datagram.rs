@@ -19,7 +19,7 @@ use engine::{
 };
 use zerocopy::IntoBytes;
 
-use super::stream::Chance;
+use super::{exempt::Exempt, stream::Chance};
 
 /// `EMSGSIZE`.
 const MESSAGE_TOO_LONG: Errno = Errno(90);
@@ -100,6 +100,7 @@ impl Datagrams {
     }
 
     fn push(&self, sent: Sent) -> Result<(), SocketError> {
+        let _exempt = Exempt::begin();
         assert!(sent.hop_limit > 0 && !sent.destination.ip().is_unspecified(), "{sent:?}");
         let mailbox = &mut *self.mailbox();
         if let Some(refusal) = mailbox.refusals.pop_front() {
@@ -121,6 +122,7 @@ impl Datagrams {
     }
 
     fn pull(&self, buffer: &mut [u8]) -> Result<Received, SocketError> {
+        let _exempt = Exempt::begin();
         let mut mailbox = self.mailbox();
         mailbox.receives += 1;
         let (mut received, payload) = mailbox.arriving.pop_front().ok_or(SocketError::WouldBlock)?;
@@ -147,6 +149,7 @@ pub fn received(from: &str) -> Received {
 
 impl ErrorQueue for Datagrams {
     fn take_queued_error(&mut self, quote: &mut [u8]) -> Option<QueuedError> {
+        let _exempt = Exempt::begin();
         let (mut error, payload) = self.mailbox().errors.pop_front()?;
         error.quoted = payload.len().min(quote.len());
         quote[..error.quoted].copy_from_slice(&payload[..error.quoted]);
@@ -154,6 +157,7 @@ impl ErrorQueue for Datagrams {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
+        let _exempt = Exempt::begin();
         self.mailbox().pending.take()
     }
 }
@@ -162,6 +166,7 @@ impl UdpSocket for Datagrams {
     type Memory = Plain;
 
     fn send(&mut self, datagram: &OutboundDatagram<&[u8]>) -> Result<(), SocketError> {
+        let _exempt = Exempt::begin();
         assert!(datagram.destination.port() > 0 && datagram.segment_size != Some(0), "{datagram:?}");
         self.push(Sent {
             destination: datagram.destination,
@@ -187,6 +192,7 @@ impl PingSocket for Datagrams {
     type Memory = Plain;
 
     fn send(&mut self, request: &EchoRequest<'_, &[u8]>) -> Result<(), SocketError> {
+        let _exempt = Exempt::begin();
         self.push(Sent {
             destination: request.destination,
             source: None,

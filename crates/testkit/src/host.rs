@@ -17,6 +17,7 @@ use engine::{
 
 use super::{
     datagram::{Datagrams, Mailbox, NETWORK_UNREACHABLE, Opened},
+    exempt::Exempt,
     random::Random,
     stream::{CONNECTION_REFUSED, Chance, Peer, State, Stream, Wakeups},
 };
@@ -67,6 +68,8 @@ pub struct VirtualHost {
     /// If the segment opens a connection, the stream of the new socket begins at this position. None: streams begin at
     /// position 0.
     pub segment: Option<(Endpoints, u32)>,
+    /// The ICMP errors for clients of the bypass: the client, and the IP packet.
+    pub client_reports: Vec<(IpAddr, Vec<u8>)>,
     wakeups: Wakeups,
     chance: Option<Chance>,
 }
@@ -180,6 +183,7 @@ impl Host for VirtualHost {
         destination: SocketAddr,
         class: u8,
     ) -> Result<Stream, Errno> {
+        let _exempt = Exempt::begin();
         let ip = destination.ip();
         let mapped = matches!(ip, IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
         assert!(!ip.is_unspecified() && !ip.is_multicast() && !mapped, "connection to {destination}");
@@ -192,6 +196,7 @@ impl Host for VirtualHost {
     }
 
     fn tcp_watch(&mut self, flow: FlowId, socket: &Stream) -> Result<(), Errno> {
+        let _exempt = Exempt::begin();
         self.may_open()?;
         let mut state = socket.0.borrow_mut();
         state.flow = Some(flow);
@@ -200,12 +205,14 @@ impl Host for VirtualHost {
     }
 
     fn udp_open(&mut self, flow: FlowId, address: IpAddr, port: u16) -> Result<Datagrams, Errno> {
+        let _exempt = Exempt::begin();
         let socket = self.open(flow, address, port)?;
         socket.mailbox().port_replaced = self.is_taken(port);
         Ok(socket)
     }
 
     fn udp_open_shared(&mut self, group: SocketAddr, port: u16) -> Result<Datagrams, Errno> {
+        let _exempt = Exempt::begin();
         assert!(group.ip().is_multicast(), "{group}");
         if !self.is_taken(port) {
             return Err(ADDRESS_IN_USE);
@@ -217,6 +224,7 @@ impl Host for VirtualHost {
     }
 
     fn udp_join(&mut self, flow: FlowId, at: SocketAddr) -> Result<Datagrams, Errno> {
+        let _exempt = Exempt::begin();
         assert!(at.ip().is_multicast() && at.port() != 0, "{at}");
         self.open(flow, at.ip(), at.port())
     }
@@ -228,10 +236,12 @@ impl Host for VirtualHost {
         target: SocketAddr,
         port: u16,
     ) -> Result<Datagrams, Errno> {
+        let _exempt = Exempt::begin();
         self.udp_open(flow, target.ip(), port)
     }
 
     fn udp_watch(&mut self, flow: FlowId, _: &Datagrams) -> Result<(), Errno> {
+        let _exempt = Exempt::begin();
         self.watched.push(flow);
         Ok(())
     }
@@ -243,7 +253,13 @@ impl Host for VirtualHost {
         destination: IpAddr,
         id: u16,
     ) -> Result<Datagrams, Errno> {
+        let _exempt = Exempt::begin();
         self.sources.push(source);
         self.open(flow, destination, id)
+    }
+
+    fn report_to_client(&mut self, client: IpAddr, packet: &[u8]) {
+        let _exempt = Exempt::begin();
+        self.client_reports.push((client, packet.to_vec()));
     }
 }

@@ -1,9 +1,9 @@
 //! A reader of the engine's reports about flows.
 
-use std::{collections::BTreeMap, rc::Rc, vec::Vec};
+use std::{collections::BTreeMap, sync::Arc, vec::Vec};
 
 use engine::{
-    events::{End, Event, Events, Flow, How, Refusal},
+    events::{End, Event, Events, Failure, Flow, How, Refusal},
     flow::Protocol,
 };
 
@@ -12,18 +12,21 @@ use engine::{
 pub struct Journal {
     /// The handle for the engine.
     pub events: Events,
-    open: BTreeMap<u64, Rc<Flow>>,
+    open: BTreeMap<u64, Arc<Flow>>,
     begun: u64,
     /// The ends so far, in order.
     pub ends: Vec<End>,
     /// The refusals so far, in order.
     pub refusals: Vec<Refusal>,
+    /// The failures of flows, in order.
+    pub failures: Vec<Failure>,
 }
 
 impl Default for Journal {
     fn default() -> Self {
-        let (open, ends, refusals) = (BTreeMap::new(), Vec::new(), Vec::new());
-        Self { events: Events::new(), open, begun: 0, ends, refusals }
+        let events = Events::new();
+        let (ends, failures, refusals) = (Vec::new(), Vec::new(), Vec::new());
+        Self { events, open: BTreeMap::new(), begun: 0, ends, failures, refusals }
     }
 }
 
@@ -41,6 +44,10 @@ impl Journal {
                     let begun = self.open.remove(&end.flow.number);
                     assert_eq!(begun.as_ref(), Some(&end.flow), "an end without a begin");
                     self.ends.push(end);
+                }
+                Event::Failure(failure) => {
+                    assert_eq!(self.open.get(&failure.flow.number), Some(&failure.flow), "not an open flow");
+                    self.failures.push(failure);
                 }
                 Event::Refusal(refusal) => self.refusals.push(refusal),
             }

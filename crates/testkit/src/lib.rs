@@ -20,6 +20,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 pub mod datagram;
+pub mod exempt;
 pub mod fixture;
 pub mod guest;
 pub mod hello;

@@ -52,6 +52,7 @@ pub fn settings() -> Settings {
             dns: Vec::from([v6("2001:db8::53")]),
         }),
         neighbours: Neighbours::default(),
+        virtual_hosts: Vec::new(),
         services: Services {
             tcp: true,
             udp: true,

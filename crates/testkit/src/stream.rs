@@ -10,11 +10,12 @@ use std::{
 
 use engine::{
     flow::{Endpoints, FlowId},
-    host::{Errno, Readiness, SocketError, TcpSocket, Totals},
+    host::{Errno, Info, Readiness, SocketError, TcpSocket, Totals},
     memory::Plain,
 };
 
 use super::{
+    exempt::Exempt,
     random::Random,
     streams::{DOWNWARD, UPWARD},
 };
@@ -293,10 +294,12 @@ impl TcpSocket for Stream {
     const MAX_PIECES: usize = 2;
 
     fn send(&mut self, payload: &[u8]) -> Result<usize, SocketError> {
+        let _exempt = Exempt::begin();
         self.send_pieces(&[payload])
     }
 
     fn send_pieces(&mut self, pieces: &[&[u8]]) -> Result<usize, SocketError> {
+        let _exempt = Exempt::begin();
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         assert!(pieces.len() <= Self::MAX_PIECES, "{} pieces at once", pieces.len());
@@ -314,6 +317,7 @@ impl TcpSocket for Stream {
     }
 
     fn send_urgent(&mut self, byte: u8) -> Result<(), SocketError> {
+        let _exempt = Exempt::begin();
         let position = self.0.borrow().sent;
         self.send_pieces(&[&[byte]])?;
         self.0.borrow_mut().urgent_sent.push(position);
@@ -321,6 +325,7 @@ impl TcpSocket for Stream {
     }
 
     fn peek(&mut self, offset: u32, buffer: &mut [u8]) -> Result<usize, SocketError> {
+        let _exempt = Exempt::begin();
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         let from = state.discarded + u64::from(offset);
@@ -353,6 +358,12 @@ impl TcpSocket for Stream {
         Ok(len)
     }
 
+    fn unread(&mut self) -> Option<u32> {
+        let state = &mut *self.0.borrow_mut();
+        state.calls += 1;
+        Some((state.received - state.discarded) as u32)
+    }
+
     fn urgent_mark(&mut self) -> Option<u32> {
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
@@ -360,6 +371,7 @@ impl TcpSocket for Stream {
     }
 
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
+        let _exempt = Exempt::begin();
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         assert!(len > 0, "a discard of no bytes");
@@ -370,6 +382,7 @@ impl TcpSocket for Stream {
     }
 
     fn shutdown_write(&mut self) -> Result<(), SocketError> {
+        let _exempt = Exempt::begin();
         let state = &mut *self.0.borrow_mut();
         state.calls += 1;
         if state.chance.is_none() {
@@ -394,6 +407,7 @@ impl TcpSocket for Stream {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
+        let _exempt = Exempt::begin();
         self.0.borrow_mut().error.take()
     }
 
@@ -406,14 +420,16 @@ impl TcpSocket for Stream {
     }
 
     fn set_traffic_class(&mut self, class: u8) {
+        let _exempt = Exempt::begin();
         assert_eq!(class & 3, 0, "the ECN bits are the kernel's");
         self.0.borrow_mut().classes.push(class);
     }
 
-    fn totals(&mut self) -> Option<Totals> {
+    fn info(&mut self) -> Option<Info> {
         let state = self.0.borrow();
         // As in Linux, the end of the peer's stream counts as a byte.
-        Some(Totals::bytes(state.sent, state.received + u64::from(state.ended)))
+        let totals = Totals::bytes(state.sent, state.received + u64::from(state.ended));
+        Some(Info { totals, path: None })
     }
 
     fn peer_traffic_class(&mut self) -> Option<u8> {
@@ -424,6 +440,7 @@ impl TcpSocket for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        let _exempt = Exempt::begin();
         let state = &mut *self.0.borrow_mut();
         state.closed = Some(if state.reset_on_close {
             Closed::Reset

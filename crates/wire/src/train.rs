@@ -14,12 +14,17 @@ use zerocopy::FromBytes;
 use crate::{
     checksum::Sum,
     ethernet::{self, Header as Ethernet},
-    ipv4, ipv6, protocol,
+    ipv4, ipv6,
+    offload::{Offload, PartialChecksum},
+    payload::Payload,
+    protocol,
     tcp::{self, Flags, Seq},
 };
 
 /// Longest IP packet of a train, in bytes: the limit of a 16-bit length field.
 const MAX_PACKET_LEN: usize = 65535;
+/// Offset of the checksum in the TCP header, in bytes.
+const CHECKSUM_OFFSET: u16 = 16;
 
 /// A segment to which later segments can be joined.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +34,8 @@ pub struct Train {
     header_len: usize,
     /// The sequence number that a segment must have to be joined.
     next: Seq,
+    /// Length of the train with all headers, in bytes.
+    len: usize,
     /// At least one segment was joined, so length fields are out of date.
     joined: bool,
 }
@@ -50,54 +57,70 @@ struct Parts {
 }
 
 impl Train {
-    /// A train with `frame` as its first segment. None if the frame is not a plain data segment, or a checksum is
-    /// wrong.
+    /// A train with `frame` as its first segment. None if the frame is not a plain data segment, is a super-frame, or
+    /// has a wrong checksum. `head` is a copy or view of the first bytes of the frame, which include all headers. Only
+    /// this copy of the headers is read.
     #[must_use]
-    pub fn begin(frame: &[u8]) -> Option<Self> {
-        let parts = parse(frame).filter(|parts| parts.has_right_checksums(frame))?;
+    pub fn begin<P: Payload>(head: &[u8], frame: P, offload: &Offload) -> Option<Self> {
+        let parts = parse(head, frame.len()).filter(|parts| parts.is_right(head, frame, offload))?;
         let Parts { network, header_len, seq, .. } = parts;
         let next = seq + (frame.len() - header_len) as u32;
-        Some(Self { network, header_len, next, joined: false })
+        Some(Self { network, header_len, next, len: frame.len(), joined: false })
     }
 
-    /// Joins the segment at `next` in `buffer` to the train at `train`: moves the payload to the end of the train, and
-    /// extends the range `train`. Returns false and changes nothing if the segment is not the next one, a checksum is
-    /// wrong, or the train would be too long.
-    pub fn join(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
-        let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
-        let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
-            return false;
-        };
-        let Some(parts) = parse(frame).filter(|parts| self.precedes(parts, first, frame)) else {
-            return false;
-        };
-        let payload = next.start + parts.header_len..next.end;
-        if train.len() + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN
-            || !parts.has_right_checksums(frame)
+    /// Joins a segment to the train. The arguments are as for [`Train::begin`]; `first` are the headers of the train,
+    /// which are updated. Returns the range of the payload in `frame`, which the caller must add to the end of the
+    /// train. None, and nothing changes, if the segment is not the next one, a checksum is wrong, or the train would be
+    /// too long.
+    #[must_use]
+    pub fn join<P: Payload>(
+        &mut self,
+        first: &mut [u8],
+        head: &[u8],
+        frame: P,
+        offload: &Offload,
+    ) -> Option<Range<usize>> {
+        let parts = parse(head, frame.len()).filter(|parts| self.precedes(parts, first, head))?;
+        let payload = parts.header_len..frame.len();
+        if self.len + payload.len() > ethernet::HEADER_LEN + MAX_PACKET_LEN
+            || !parts.is_right(head, frame, offload)
         {
-            return false;
+            return None;
         }
-        let Some((headers, later)) = tcp_headers(first, frame, parts.transport) else { return false };
+        let (headers, later) = tcp_headers(first, head, parts.transport)?;
         // The last segment has the newest acknowledgment and window. A PSH of any segment applies to the train.
         headers.acknowledgment = later.acknowledgment;
         headers.window = later.window;
         headers.flags |= later.flags;
         self.next += payload.len() as u32;
+        self.len += payload.len();
         self.joined = true;
+        Some(payload)
+    }
+
+    /// Joins the segment at `next` in `buffer` to the train at `train`: moves the payload to the end of the train, and
+    /// extends the range `train`. No checksum may be left to the receiver. Returns false and changes nothing if the
+    /// segment can't be joined (see [`Train::join`]).
+    pub fn join_in(&mut self, buffer: &mut [u8], train: &mut Range<usize>, next: Range<usize>) -> bool {
+        let Some((front, frame)) = buffer.split_at_mut_checked(next.start) else { return false };
+        let (Some(first), Some(frame)) = (front.get_mut(train.clone()), frame.get(..next.len())) else {
+            return false;
+        };
+        let Some(payload) = self.join(first, frame, frame, &Offload::default()) else { return false };
         let end = train.end + payload.len();
-        buffer.copy_within(payload, train.end);
+        buffer.copy_within(next.start + payload.start..next.end, train.end);
         train.end = end;
         true
     }
 
-    /// Whether `frame` is the next segment after the train: in sequence, and with equal headers, except for lengths,
+    /// Whether `head` begins the next segment after the train: in sequence, and with equal headers, except for lengths,
     /// checksums, the IPv4 ID, TTL or hop limit, and the acknowledgment, flags and window of TCP.
-    fn precedes(&self, parts: &Parts, first: &[u8], frame: &[u8]) -> bool {
+    fn precedes(&self, parts: &Parts, first: &[u8], head: &[u8]) -> bool {
         /// Ranges of bytes that must be equal, from the start of the frame: Ethernet header and IP version; traffic
         /// class and flow label; protocol; addresses and ports.
         const V4: [Range<usize>; 3] = [0..16, 23..24, 26..38];
         const V6: [Range<usize>; 3] = [0..18, 20..21, 22..58];
-        let same = |range: Range<usize>| first.get(range.clone()) == frame.get(range);
+        let same = |range: Range<usize>| first.get(range.clone()) == head.get(range);
         let fixed = match self.network {
             Network::V4 => V4,
             Network::V6 => V6,
@@ -109,14 +132,15 @@ impl Train {
             && same(parts.transport + tcp::HEADER_LEN..self.header_len)
     }
 
-    /// Writes the length of the train in `frame` to its IP header. The TCP checksum stays that of the first segment, so
-    /// it is wrong for the train. All segments were verified: the caller must mark the frame as verified.
-    pub fn finish(&self, frame: &mut [u8]) {
+    /// Writes the length of the train to the IP header in `first`, the headers of the train. The TCP checksum stays
+    /// that of the first segment, so it is wrong for the train. All segments were verified: the caller must mark the
+    /// frame as verified.
+    pub fn finish(&self, first: &mut [u8]) {
         if !self.joined {
             return;
         }
-        let Some(packet) = frame.get_mut(ethernet::HEADER_LEN..) else { return };
-        let len = packet.len();
+        let Some(packet) = first.get_mut(ethernet::HEADER_LEN..) else { return };
+        let len = self.len - ethernet::HEADER_LEN;
         match self.network {
             Network::V4 => {
                 if let Ok((header, _)) = ipv4::Header::mut_from_prefix(packet) {
@@ -134,31 +158,43 @@ impl Train {
 }
 
 impl Parts {
+    /// Whether the frame is a single segment with right checksums: they were verified, or they are right now. A TCP
+    /// checksum that is left to the receiver needs no verification.
+    fn is_right<P: Payload>(&self, head: &[u8], frame: P, offload: &Offload) -> bool {
+        let own = PartialChecksum { start: self.transport as u16, offset: CHECKSUM_OFFSET };
+        offload.segmentation.is_none()
+            && match offload.checksum {
+                Some(partial) => partial == own,
+                None => offload.verified || self.has_right_checksums(head, frame),
+            }
+    }
+
     /// Whether the checksums of the IPv4 header and of TCP are right.
-    fn has_right_checksums(&self, frame: &[u8]) -> bool {
+    fn has_right_checksums<P: Payload>(&self, head: &[u8], frame: P) -> bool {
         // IP options are excluded, so the addresses are directly before the TCP header. The addresses are the greater
-        // part of the pseudo-header, so one pass sums the addresses and the segment.
+        // part of the pseudo-header, so one pass sums the addresses and the TCP header.
         let addresses = match self.network {
             Network::V4 => self.transport - 2 * size_of::<[u8; 4]>(),
             Network::V6 => self.transport - 2 * size_of::<[u8; 16]>(),
         };
         let (Some(header), Some(summed)) =
-            (frame.get(ethernet::HEADER_LEN..self.transport), frame.get(addresses..))
+            (head.get(ethernet::HEADER_LEN..self.transport), head.get(addresses..self.header_len))
         else {
             return false;
         };
         // At most 65535: an IP packet is not longer.
         let len = frame.len() - self.transport;
         let sum = Sum::new().word(protocol::TCP.into()).word(len as u16).bytes(summed);
+        let sum = sum.plus(frame.slice(self.header_len..frame.len()).sum());
         sum.finish() == 0 && (self.network == Network::V6 || Sum::new().bytes(header).finish() == 0)
     }
 }
 
-/// Parses a plain data segment: no IP options or extension headers, no fragment, no padding, at least one byte of
-/// payload, and no flags except ACK and PSH. Other segments change the connection's state at a position in the stream,
-/// and joining would change that position.
-fn parse(frame: &[u8]) -> Option<Parts> {
-    let (ethernet, packet) = Ethernet::ref_from_prefix(frame).ok()?;
+/// Parses the head of a plain data segment of `frame_len` bytes: no IP options or extension headers, no fragment, no
+/// padding, at least one byte of payload, and no flags except ACK and PSH. Other segments change the connection's state
+/// at a position in the stream, and joining would change that position.
+fn parse(head: &[u8], frame_len: usize) -> Option<Parts> {
+    let (ethernet, packet) = Ethernet::ref_from_prefix(head).ok()?;
     let (network, next_header, transport, len) = match ethernet.ethertype.get() {
         ethernet::ethertype::IPV4 => {
             let header = ipv4::Header::ref_from_prefix(packet).ok()?.0;
@@ -175,11 +211,12 @@ fn parse(frame: &[u8]) -> Option<Parts> {
         _ => return None,
     };
     let transport = ethernet::HEADER_LEN + transport;
-    let header = tcp::Header::ref_from_prefix(frame.get(transport..)?).ok()?.0;
+    let header = tcp::Header::ref_from_prefix(head.get(transport..)?).ok()?.0;
     let header_len = transport + header.header_len();
     let plain = Flags::from_bits_retain(header.flags).difference(Flags::PSH) == Flags::ACK;
-    let whole = next_header == protocol::TCP && len == packet.len();
-    (plain && whole && header.header_len() >= tcp::HEADER_LEN && frame.len() > header_len).then(|| Parts {
+    let whole = next_header == protocol::TCP && ethernet::HEADER_LEN + len == frame_len;
+    let has_headers = header.header_len() >= tcp::HEADER_LEN && head.len() >= header_len;
+    (plain && whole && has_headers && frame_len > header_len).then(|| Parts {
         network,
         transport,
         header_len,
@@ -243,16 +280,20 @@ mod tests {
         bytes
     }
 
+    fn begin(frame: &[u8]) -> Option<Train> {
+        Train::begin(frame, frame, &Offload::default())
+    }
+
     fn join(frames: &[Vec<u8>]) -> (Vec<u8>, usize) {
         let mut buffer = frames.concat();
         let mut train = 0..frames[0].len();
-        let mut joined = Train::begin(&frames[0]).unwrap();
+        let mut joined = begin(&frames[0]).unwrap();
         let mut at = train.end;
         let mut count = 1;
         for frame in &frames[1..] {
             let next = at..at + frame.len();
             at = next.end;
-            if !joined.join(&mut buffer, &mut train, next) {
+            if !joined.join_in(&mut buffer, &mut train, next) {
                 break;
             }
             count += 1;
@@ -302,8 +343,8 @@ mod tests {
             let (train, count) = join(&[first(), other]);
             assert_eq!((count, train), (1, first()));
         }
-        assert!(Train::begin(&segment(false, 0, Flags::SYN)).is_none());
-        assert!(Train::begin(&first()[..40]).is_none());
+        assert!(begin(&segment(false, 0, Flags::SYN)).is_none());
+        assert!(begin(&first()[..40]).is_none());
     }
 
     /// A frame with any bit changed begins no train and joins none, unless its checksums are still right.
@@ -320,7 +361,7 @@ mod tests {
                         Body::Ip(packet) => verify::transport(&packet),
                         Body::Arp(_) => true,
                     }) && verify::network(&frames[which]);
-                    let joined = Train::begin(&frames[0]).is_some() && join(&frames).1 == 2;
+                    let joined = begin(&frames[0]).is_some() && join(&frames).1 == 2;
                     assert!(is_right || !joined, "IPv6: {v6}, byte {at} of frame {which}");
                     // No checksum covers the Ethernet addresses, the flow label and the hop limit. For another protocol
                     // number, there is no checksum to verify.

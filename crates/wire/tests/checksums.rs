@@ -175,8 +175,8 @@ fn of_ipv4_headers() {
         let [first, second] = [open, next].map(|frame| completed((frame, offload)).remove(0));
         let mut buffer = [&first[..], &second[..]].concat();
         let (mut range, len) = (0..first.len(), first.len());
-        let mut train = Train::begin(&first).unwrap();
-        assert!(train.join(&mut buffer, &mut range, len..2 * len));
+        let mut train = Train::begin(&first, &first[..], &Offload::default()).unwrap();
+        assert!(train.join_in(&mut buffer, &mut range, len..2 * len));
         train.finish(&mut buffer[range.clone()]);
         for frame in [&new, &cut[0], &cut[2], &first, &buffer[range].to_vec()] {
             let (carried, mut header) = header_of(frame);

@@ -116,6 +116,11 @@ pub(crate) fn settings(switches: u8) -> Settings {
         v6.pinned = !on(4);
         v6.dns = vec![Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53); 3];
     }
+    if !on(4) && !on(8) {
+        // A virtual network, with the gateways as the engine's addresses.
+        settings.virtual_hosts =
+            vec![Ipv4Addr::new(198, 51, 100, 1).into(), Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1).into()];
+    }
     settings.v4 = settings.v4.filter(|_| on(16));
     settings.v6 = settings.v6.filter(|_| on(32));
     settings

@@ -32,6 +32,10 @@ pub struct Settings {
     pub v6: Option<V6>,
     /// The other hosts on the host's link.
     pub neighbours: Neighbours,
+    /// The engine's addresses on a virtual network, which consists of the engine and the guest. The engine answers ARP,
+    /// Neighbour Discovery and pings for these addresses only, and no other address of this network leads to the host.
+    /// Empty: the guest's network is that of the host.
+    pub virtual_hosts: Vec<IpAddr>,
     /// Which services are on, and what they advertise.
     pub services: Services,
 }
@@ -162,6 +166,11 @@ impl Settings {
             address.to_bits() == v4.assigned.to_bits() | hosts
         });
         address.is_broadcast() || directed
+    }
+
+    /// Whether the engine answers ARP and Neighbour Discovery for `address`, if the guest does not have it.
+    pub(crate) fn is_reachable(&self, address: IpAddr) -> bool {
+        self.virtual_hosts.is_empty() || self.virtual_hosts.contains(&address)
     }
 
     /// Whether `address` is in the guest's own network: its IPv4 prefix, or the /64 of its IPv6 address.

@@ -70,7 +70,9 @@ struct Known(BTreeMap<Box<[u8]>, u32>);
 
 impl Known {
     fn new(question: Name<'_>) -> Self {
-        Self(BTreeMap::from([(canonical(question), u32::MAX)]))
+        let mut names = BTreeMap::new();
+        names.insert(canonical(question), u32::MAX);
+        Self(names)
     }
 
     /// The minimum of the times to live of a record and of its owner. None if the owner is not a known name.

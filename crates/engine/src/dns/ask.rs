@@ -1,6 +1,6 @@
 //! The choice of the servers for a query, time-outs, and the handling of failures.
 
-use alloc::{vec, vec::Vec};
+use alloc::vec::Vec;
 use core::{net::SocketAddr, time::Duration};
 
 use wire::{
@@ -15,6 +15,7 @@ use super::{
     over_tcp::OverTcp,
 };
 use crate::{
+    allocation,
     context::{Context, UdpOf, World},
     events::{Account, How},
     flow::{FlowId, Protocol},
@@ -57,12 +58,11 @@ impl<W: World> Dns<W> {
             let quote = Quote::of_datagram(key.endpoints, message.len(), head);
             return icmp::send_router_error(report, &quote, cx);
         }
-        let Ok(id) = self.exchanges.insert(Exchange::new(key, servers, traffic_class)) else {
+        let Some(id) = self.insert(Exchange::new(key, servers, traffic_class), cx.timers) else {
             self.counters.no_room += 1;
             return;
         };
         log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
-        self.links.push(&mut self.by_age, id.index());
         if cx.guard.reports() {
             let account = cx.begin(Protocol::Udp, &key.endpoints, remote);
             self.open_account(id, account, question, message.len());
@@ -129,6 +129,14 @@ impl<W: World> Dns<W> {
         }
     }
 
+    /// Adds an exchange. None if there is no memory.
+    pub(super) fn insert(&mut self, exchange: Exchange<W>, timers: &mut Timers<FlowId>) -> Option<FlowId> {
+        let id = self.exchanges.next_timed_id(timers).filter(|id| self.links.reserve(id.index()))?;
+        self.exchanges.insert(exchange).ok()?;
+        self.links.push(&mut self.by_age, id.index());
+        Some(id)
+    }
+
     /// Stores a query. A `repeatable` query is stored as a whole if there is room. Otherwise only `head` is stored,
     /// which is needed to recognise the answer.
     fn store(&mut self, id: FlowId, repeatable: bool, head: &[u8], message: PayloadOf<'_, W::Memory>) {
@@ -137,9 +145,13 @@ impl<W: World> Dns<W> {
         let len = message.len();
         let fits = len <= MAX_KEPT && self.bytes + len <= self.limits.bytes;
         exchange.repeatable = repeatable && fits;
-        exchange.question.clear();
-        if exchange.repeatable {
-            exchange.question = vec![0; len];
+        exchange.question = Vec::new();
+        let stored = if exchange.repeatable { len } else { head.len() };
+        // Without memory, no answer is recognised, as if the query was lost.
+        if exchange.question.try_reserve_exact(stored).is_err() {
+            exchange.repeatable = false;
+        } else if exchange.repeatable {
+            exchange.question.resize(len, 0);
             message.copy_to(&mut exchange.question);
             // The guest may have changed its memory since the head was parsed. So the parsed head is stored, not the
             // head in that memory.
@@ -182,8 +194,8 @@ impl<W: World> Dns<W> {
         let Some(exchange) = self.exchanges.get_mut(id) else { return false };
         let fits = payload.len() <= MAX_KEPT && self.bytes + payload.len() <= self.limits.bytes;
         if exchange.kept.is_none() && fits {
-            exchange.kept = Some(payload.to_vec());
-            self.bytes += payload.len();
+            exchange.kept = allocation::copied(payload);
+            self.bytes += exchange.kept.as_ref().map_or(0, Vec::len);
         }
         exchange.kept.is_some()
     }
@@ -330,6 +342,7 @@ impl<W: World> Dns<W> {
         self.health.failed(server.ip(), cx.now);
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
         log::debug!("{id}: can't send to {server} (error {})", errno.0);
+        exchange.account.note_failure(errno);
         let v4 = exchange.key.endpoints.guest.is_ipv4();
         exchange.error = Report::of_refusal(errno, v4).or_else(|| Report::of_refusal(Errno::ENETUNREACH, v4));
     }
@@ -407,6 +420,9 @@ impl<W: World> Dns<W> {
         let (Some(report), true) = (last, asked.waits) else { return };
         asked.waits = false;
         exchange.error = report.translated(server.is_ipv4(), to_v4).or(exchange.error);
+        if let Some(errno) = report.errno(server.is_ipv4()) {
+            exchange.account.note_failure(errno);
+        }
         log::debug!("{id}: {server} can't be reached (ICMP type {}, code {})", report.kind, report.code);
         self.health.failed(server.ip(), cx.now);
         self.ask_next_or_wait(id, cx);

@@ -123,10 +123,9 @@ impl<W: World> Dns<W> {
         if self.bytes + bytes > self.limits.bytes {
             return self.refuse_for_room(&exchange);
         }
-        let Ok(id) = self.exchanges.insert(exchange) else { return };
+        let Some(id) = self.insert(exchange, cx.timers) else { return };
         self.bytes += bytes;
         log::debug!("{id}: {} queries {}", key.endpoints.guest, key.endpoints.remote);
-        self.links.push(&mut self.by_age, id.index());
         if key.stream.is_none() && cx.guard.reports() {
             self.report_judged(id, key.endpoints, cx);
         }

@@ -8,6 +8,7 @@ mod ask;
 pub mod ech;
 mod exchange;
 mod judge;
+mod listing;
 mod over_tcp;
 mod query;
 pub mod refusal;

@@ -1,7 +1,10 @@
 //! Reports of the guard: the beginning of flows, and refusals.
 
-use alloc::boxed::Box;
-use core::net::{IpAddr, SocketAddr};
+use alloc::{boxed::Box, string::ToString as _};
+use core::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use super::{Claim, Guard, Opening};
 use crate::{
@@ -68,7 +71,12 @@ impl Guard {
     }
 
     /// The reason why a flow was admitted.
-    fn basis(&self, flow: &Opening, now: Instant, is_own: impl FnOnce(SocketAddr) -> bool) -> Basis {
+    pub(super) fn basis(
+        &self,
+        flow: &Opening,
+        now: Instant,
+        is_own: impl FnOnce(SocketAddr) -> bool,
+    ) -> Basis {
         let Some(rules) = &self.rules else { return Basis::default() };
         let question = rules.question(flow, is_own);
         let reason = match rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now))) {
@@ -116,6 +124,14 @@ impl Guard {
         self.events.refuse(|| {
             let named = named.map(|(address, at)| self.names_of(address, at)).unwrap_or_default();
             Refusal { what: what(), basis: Basis { rule: Some(rule.into()), ..named }, audit: self.audits() }
+        });
+    }
+
+    /// Reports the drop of what no rules could allow, also in an audit.
+    pub(super) fn report_drop(&self, why: &dyn fmt::Display, what: impl FnOnce() -> Refused) {
+        self.events.refuse(|| {
+            let basis = Basis { rule: Some(why.to_string().into()), ..Basis::default() };
+            Refusal { what: what(), basis, audit: false }
         });
     }
 }

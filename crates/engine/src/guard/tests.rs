@@ -151,3 +151,26 @@ fn a_hold_ends_with_its_flow() {
     assert_eq!(guard.admits(&flow, late, |_| false), Admission::Refuse);
     assert_eq!(Guard::default().hold(address, START), None);
 }
+
+/// The outlook is the verdict on a real flow, without its effects.
+#[test]
+fn the_outlook_is_the_verdict() {
+    let flow = opening(Protocol::Tcp, "203.0.113.7:443", "203.0.113.7:443");
+    let question = opening(Protocol::Udp, "203.0.113.7:53", "203.0.113.7:53");
+    for (rules, outlook, rule) in [
+        (&["deny 203.0.113.7"][..], Outlook::Refused, "deny 203.0.113.7"),
+        (&["allow 203.0.113.7"], Outlook::Allowed, "allow 203.0.113.7"),
+        (&["allow example.com"], Outlook::Refused, "default deny"),
+    ] {
+        let mut guard = guard(rules);
+        let (explained, basis) = guard.explain(&flow, START, |_| false);
+        assert_eq!((explained, basis.rule.as_deref()), (outlook, Some(rule)));
+        assert_eq!(guard.refused(), 0);
+        assert_eq!(guard.admits_unread(&flow, START, |_| false), outlook == Outlook::Allowed);
+    }
+    let mut named = guard(&["allow example.com"]);
+    named.names_mut().unwrap().learn("203.0.113.7".parse().unwrap(), "example.com", 60, START);
+    let (outlook, basis) = named.explain(&flow, START, |_| false);
+    assert_eq!((outlook, &basis.names[..]), (Outlook::Checked, &["example.com".into()][..]));
+    assert_eq!(named.explain(&question, START, |_| false).0, Outlook::Questions);
+}

@@ -13,7 +13,7 @@ pub use errors::{ErrorQueue, QueuedError, Report};
 pub(crate) use errors::{SendResult, drain, send};
 pub use none::{NoHost, NoSocket};
 pub use ping::{EchoRequest, PingSocket};
-pub use totals::{Amount, Totals};
+pub use totals::{Amount, Info, Path, Totals};
 
 use crate::{
     flow::FlowId,
@@ -38,10 +38,12 @@ impl Errno {
     pub(crate) const ENOSPC: Self = Self(28);
     pub(crate) const EMSGSIZE: Self = Self(90);
     pub(crate) const EAFNOSUPPORT: Self = Self(97);
+    pub(crate) const EADDRINUSE: Self = Self(98);
     pub(crate) const ECONNRESET: Self = Self(104);
     pub(crate) const ENETUNREACH: Self = Self(101);
     pub(crate) const ENOBUFS: Self = Self(105);
     pub(crate) const ETIMEDOUT: Self = Self(110);
+    pub(crate) const ECONNREFUSED: Self = Self(111);
     pub(crate) const EHOSTUNREACH: Self = Self(113);
 
     /// Whether the error means that a resource is exhausted: files, memory, or epoll watches. The end of a flow
@@ -119,6 +121,11 @@ pub trait TcpSocket {
     /// See [`SocketError`].
     fn peek(&mut self, offset: u32, room: <Self::Memory as Memory>::Room<'_>) -> Result<usize, SocketError>;
 
+    /// Number of received bytes that are not discarded. None if it is not known.
+    fn unread(&mut self) -> Option<u32> {
+        None
+    }
+
     /// The offset of the urgent byte from the oldest byte not yet discarded. None if no received byte is urgent.
     fn urgent_mark(&mut self) -> Option<u32>;
 
@@ -141,6 +148,11 @@ pub trait TcpSocket {
     /// Returns and clears the pending error.
     fn take_error(&mut self) -> Option<Errno>;
 
+    /// Whether the last peek has found an error after the bytes that it returned. The next peek returns the error.
+    fn has_error(&self) -> bool {
+        false
+    }
+
     /// Lets the kernel probe a silent peer (behaviour §6.5, R-74).
     fn keep_alive(&mut self);
 
@@ -158,9 +170,9 @@ pub trait TcpSocket {
         None
     }
 
-    /// The traffic of the socket: to its peer (sent) and from its peer (received). The end of a stream may count as a
-    /// byte. None if the traffic is not known. This function is called once, before the socket is closed.
-    fn totals(&mut self) -> Option<Totals> {
+    /// The traffic of the socket, and the path to its peer. None if this is not known. The function is called before the
+    /// socket is closed if the flow's end is reported, and when the flow is listed.
+    fn info(&mut self) -> Option<Info> {
         None
     }
 }
@@ -255,4 +267,10 @@ pub trait Host {
         destination: IpAddr,
         id: u16,
     ) -> Result<Self::Ping, Errno>;
+
+    /// Sends an ICMP error to `client`, a sender of datagrams in the guest's namespace that bypass the link. `packet` is
+    /// the whole IP packet. It may be lost like any other. A host without a way to send it does nothing.
+    fn report_to_client(&mut self, client: IpAddr, packet: &[u8]) {
+        let _ = (client, packet);
+    }
 }

@@ -1,5 +1,7 @@
 //! The traffic of a socket or flow.
 
+use core::time::Duration;
+
 /// The traffic of a flow in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -16,6 +18,25 @@ pub struct Amount {
     pub bytes: u64,
     /// Number of segments, datagrams or echo messages. None if they were not counted.
     pub packets: Option<u64>,
+}
+
+/// What the host's kernel knows about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// The traffic of the socket: to its peer (sent) and from its peer (received). The end of a stream may count as a
+    /// byte.
+    pub totals: Totals,
+    /// The path to the peer. None if there is no path.
+    pub path: Option<Path>,
+}
+
+/// The path of a connection to its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The smoothed round-trip time.
+    pub rtt: Duration,
+    /// Number of segments that were sent again.
+    pub retransmissions: u32,
 }
 
 impl Totals {

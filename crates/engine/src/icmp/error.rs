@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use wire::{
+    ethernet::{self, Mac},
     fragment,
     frame::{Outgoing, Written},
     icmp::{Header, v4, v6},
@@ -94,6 +95,12 @@ impl Report {
         Self { kind, code, info: 0 }
     }
 
+    /// The report of a router that has no route to a destination (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    pub(crate) const fn unreachable(v4: bool) -> Self {
+        let kind = if v4 { v4::UNREACHABLE } else { v6::UNREACHABLE };
+        Self { kind, code: 0, info: 0 }
+    }
+
     /// The same report in the other family, for a datagram that crossed families (RFC 7915 §4.2, §5.2). None if the
     /// other family has no such message, or if the guest can't use the message.
     pub(crate) const fn translated(self, from_v4: bool, to_v4: bool) -> Option<Self> {
@@ -129,15 +136,28 @@ impl Report {
             // §5).
             (Errno::EMSGSIZE, true) => (v4::UNREACHABLE, v4::FRAGMENTATION_NEEDED),
             (Errno::EMSGSIZE, false) => (v6::PACKET_TOO_BIG, 0),
-            (Errno::ENETUNREACH, true) => (v4::UNREACHABLE, 0),
+            (Errno::ENETUNREACH, v4) => return Some(Self::unreachable(v4)),
             (Errno::EHOSTUNREACH, true) => (v4::UNREACHABLE, 1),
             (Errno::EPERM | Errno::EACCES, true) => (v4::UNREACHABLE, 13),
-            (Errno::ENETUNREACH, false) => (v6::UNREACHABLE, 0),
             (Errno::EHOSTUNREACH, false) => (v6::UNREACHABLE, 3),
             (Errno::EPERM | Errno::EACCES, false) => (v6::UNREACHABLE, 1),
             _ => return None,
         };
         Some(Self { kind, code, info: 0 })
+    }
+
+    /// The error of a flow whose datagram has caused this report. None if the report does not mean that the peer can't
+    /// be reached.
+    pub(crate) const fn errno(self, v4: bool) -> Option<Errno> {
+        Some(match (v4, self.kind, self.code) {
+            (true, v4::UNREACHABLE, 0 | 6 | 11) | (false, v6::UNREACHABLE, 0) => Errno::ENETUNREACH,
+            (true, v4::UNREACHABLE, 1 | 5 | 7 | 8 | 12) | (false, v6::UNREACHABLE, 2 | 3) => {
+                Errno::EHOSTUNREACH
+            }
+            (true, v4::UNREACHABLE, 2 | 3) | (false, v6::UNREACHABLE, 4) => Errno::ECONNREFUSED,
+            (true, v4::UNREACHABLE, 9 | 10 | 13) | (false, v6::UNREACHABLE, 1 | 5 | 6) => Errno::EACCES,
+            _ => return None,
+        })
     }
 
     /// The last four bytes of the message's header.
@@ -201,6 +221,42 @@ pub(crate) fn send_error<W: World>(
 /// Sends the guest an error message that the engine reports itself, as a router.
 pub(crate) fn send_router_error<W: World>(report: Report, quote: &Quote<'_>, cx: &mut Context<'_, W>) {
     send_error(router(cx.settings, quote.remote), report, quote, cx);
+}
+
+/// Length of the longest [`Unframed`] message, with the headers of its frame, in bytes.
+const MAX_UNFRAMED: usize = ethernet::HEADER_LEN + 2 * (ipv6::HEADER_LEN + TRANSPORT_LEN);
+
+/// An error message as an IP packet, for a client whose packets do not pass the link.
+pub(crate) struct Unframed {
+    frame: [u8; MAX_UNFRAMED],
+    len: usize,
+}
+
+impl Unframed {
+    /// The message of the packet's destination about the packet in `quote`, which must have no payload. None if there
+    /// must be no error about the packet.
+    pub(crate) fn new(report: Report, quote: &Quote<'_>) -> Option<Self> {
+        if is_group(quote.remote) {
+            return None;
+        }
+        let headers = Outgoing {
+            source_mac: Mac([0; 6]),
+            destination_mac: Mac([0; 6]),
+            source: quote.remote,
+            destination: quote.guest,
+            hop_limit: HOP_LIMIT,
+            traffic_class: 0,
+            flow_label: 0,
+        };
+        let mut frame = [0; MAX_UNFRAMED];
+        let len = write(&mut frame, &headers, report, quote)?.len;
+        Some(Self { frame, len })
+    }
+
+    /// The IP packet.
+    pub(crate) fn packet(&self) -> &[u8] {
+        self.frame.get(ethernet::HEADER_LEN..self.len).unwrap_or_default()
+    }
 }
 
 fn write(slot: &mut [u8], frame: &Outgoing, report: Report, quote: &Quote<'_>) -> Option<Written> {

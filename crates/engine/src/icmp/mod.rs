@@ -23,7 +23,7 @@ use wire::{
 use zerocopy::IntoBytes;
 
 pub use error::MAX_QUOTE;
-pub(crate) use error::{MAX_UPPER, Quote, router, send_error, send_router_error, shown_offender};
+pub(crate) use error::{MAX_UPPER, Quote, Unframed, router, send_error, send_router_error, shown_offender};
 
 use crate::{
     context::{Context, PingOf, World},
@@ -38,6 +38,7 @@ use crate::{
     },
     idle::{Activity, Idle, Timeouts},
     link::Link,
+    listing::{Lister, Page},
     memory::PayloadOf,
     nat::is_group,
     rate_limit::Load,
@@ -47,6 +48,7 @@ use crate::{
 
 /// Time without a request or reply after which a ping flow ends (behaviour §4.5).
 const IDLE: Duration = Duration::from_secs(60);
+const TIMEOUTS: Timeouts = Timeouts { idle: IDLE, stream: IDLE };
 /// Maximum number of accounts of one flow. Each destination has its own account.
 const MOST_ACCOUNTS: usize = 64;
 /// Maximum number of errors taken from a socket in one turn.
@@ -111,7 +113,7 @@ impl<W: World> Ping<W> {
             flows: Flows::new(Kind::Ping, usize::MAX, hash_key),
             large: Vec::new(),
             fragmenter: Fragmenter::default(),
-            idle: Idle::new(Some(Timeouts { idle: IDLE, stream: IDLE })),
+            idle: Idle::new(Some(TIMEOUTS)),
             share,
             counters: Drops::default(),
             ended: 0,
@@ -174,9 +176,13 @@ impl<W: World> Ping<W> {
         };
         let target = target(packet.source, remote, peer, cx);
         let key = Key { guest: packet.source, id: message.header.echo_id(), target };
-        let Some(id) = self.flows.find(&key).or_else(|| self.open(key, remote, peer.ip(), cx)) else {
-            self.counters.no_room += 1;
-            return;
+        let known = self.flows.find(&key).ok_or(Errno::ENFILE);
+        let id = match known.or_else(|_| self.open(key, remote, peer.ip(), cx)) {
+            Ok(id) => id,
+            Err(errno) => {
+                self.counters.no_room += 1;
+                return cx.begin(Protocol::Icmp, &ends, peer).close_unopened(errno);
+            }
         };
         let request = EchoRequest {
             destination: peer,
@@ -191,13 +197,17 @@ impl<W: World> Ping<W> {
             let account = self.account(id, &ends, peer, cx);
             account.into_iter().for_each(|account| account.count(true, message.payload.len(), 1));
         }
-        let Some(Flow { socket, latest, .. }) = self.flows.get_mut(id) else { return };
+        let Some(Flow { socket, latest, accounts, .. }) = self.flows.get_mut(id) else { return };
         *latest = remote;
-        let sent = host::send(socket, |socket| socket.send(&request), |socket| drain(key, socket, cx));
+        let sent =
+            host::send(socket, |socket| socket.send(&request), |socket| drain(key, socket, accounts, cx));
         if sent != SendResult::Sent {
             self.counters.not_sent += 1;
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
+        if too_long.is_none() {
+            note_failure(accounts, remote, errno);
+        }
         if let Some(report) = too_long.or(Report::of_refusal(errno, key.guest.is_ipv4())) {
             let mut bytes = [0; MAX_UPPER];
             let len = message.payload.copy_to(&mut bytes);
@@ -249,9 +259,43 @@ impl<W: World> Ping<W> {
         accounts.for_each(|account| account.close(How::Exit));
     }
 
+    /// Lists the destinations of the flows of a page. Returns the next slot, if there are more slots.
+    pub(crate) fn list(&mut self, page: Page, lister: &mut Lister<'_>) -> Option<u32> {
+        let (flows, next) = self.flows.page_mut(page.from, page.slots);
+        for (id, Flow { accounts, activity, .. }) in flows {
+            let (state, active) = (activity.state(), activity.last(TIMEOUTS));
+            for account in accounts {
+                lister.add((id, account), state, active, |listed| listed.totals = Some(account.counted()));
+            }
+        }
+        next
+    }
+
+    /// Ends the part of a flow that has this number: the requests to one destination. If it was the only one, the
+    /// flow ends. Returns whether the part exists.
+    pub(crate) fn end_requested(&mut self, id: FlowId, number: u64, timers: &mut Timers<FlowId>) -> bool {
+        let Some(Flow { accounts, .. }) = self.flows.get_mut(id) else { return false };
+        let at = accounts.iter().position(|account| account.is_of(number));
+        let Some(mut account) = at.and_then(|at| accounts.remove(at)) else { return false };
+        account.close(How::Requested);
+        if accounts.is_empty() {
+            self.end(id, How::Requested, timers);
+        }
+        true
+    }
+
     /// Opens a flow for requests to `peer`, and for other requests of the same key. If the limit of flows is reached,
     /// another flow ends.
-    fn open(&mut self, key: Key, remote: IpAddr, peer: IpAddr, cx: &mut Context<'_, W>) -> Option<FlowId> {
+    ///
+    /// # Errors
+    /// The error of the host.
+    fn open(
+        &mut self,
+        key: Key,
+        remote: IpAddr,
+        peer: IpAddr,
+        cx: &mut Context<'_, W>,
+    ) -> Result<FlowId, Errno> {
         if self.share.is_full(self.flows.len()) {
             if self.notice.is_due(cx.now) {
                 let Share { most, bound } = self.share;
@@ -261,29 +305,34 @@ impl<W: World> Ping<W> {
             }
             self.end_idle(cx.timers);
         }
-        let socket = match self.try_open(cx.host, key, peer) {
+        let socket = match self.try_open(cx.host, key, peer, cx.timers) {
             Err(errno) if errno.is_exhaustion() && self.end_idle(cx.timers) => {
-                self.try_open(cx.host, key, peer)
+                self.try_open(cx.host, key, peer, cx.timers)
             }
             opened => opened,
         };
-        let id = self
-            .flows
-            .insert(Flow {
-                key,
-                socket: socket.ok()?,
-                activity: Activity::NONE,
-                latest: remote,
-                accounts: VecDeque::new(),
-            })
-            .ok()?;
+        let flow = Flow {
+            key,
+            socket: socket?,
+            activity: Activity::NONE,
+            latest: remote,
+            accounts: VecDeque::new(),
+        };
+        let id = self.flows.insert(flow).map_err(|_| Errno::ENFILE)?;
         log::debug!("{id}: {} id {} -> {peer}", key.guest, key.id);
         self.idle.join(id);
-        Some(id)
+        Ok(id)
     }
 
-    fn try_open(&self, host: &mut W::Host, key: Key, peer: IpAddr) -> Result<PingOf<W>, Errno> {
-        let id = self.flows.next_id().ok_or(Errno::ENFILE)?;
+    fn try_open(
+        &mut self,
+        host: &mut W::Host,
+        key: Key,
+        peer: IpAddr,
+        timers: &mut Timers<FlowId>,
+    ) -> Result<PingOf<W>, Errno> {
+        let id = self.flows.next_timed_id(timers).filter(|id| self.idle.reserve(id.index()));
+        let id = id.ok_or(Errno::ENOMEM)?;
         let source = match key.target {
             Target::Any { source } | Target::One { source, .. } => source,
         };
@@ -320,8 +369,7 @@ impl<W: World> Ping<W> {
     /// Counts a reply from a destination of a flow.
     fn count_reply(&mut self, id: FlowId, source: IpAddr, bytes: usize) {
         let Some(Flow { accounts, .. }) = self.flows.get_mut(id) else { return };
-        let is_from = |account: &&mut Account| account.ends().is_some_and(|ends| ends.remote.ip() == source);
-        if let Some(account) = accounts.iter_mut().find(is_from) {
+        if let Some(account) = account_of(accounts, source) {
             account.count(false, bytes, 1);
         }
     }
@@ -402,15 +450,20 @@ impl<W: World> Ping<W> {
 
     /// Reports to the guest the errors that its requests caused.
     fn report_errors(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
-        if let Some(Flow { key, socket, .. }) = self.flows.get_mut(id) {
-            drain(*key, socket, cx);
+        if let Some(Flow { key, socket, accounts, .. }) = self.flows.get_mut(id) {
+            drain(*key, socket, accounts, cx);
         }
     }
 }
 
 /// Reads the errors of a flow's socket, and reports to the guest the errors that its requests caused. See
 /// [`host::drain`].
-fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) -> Option<Report> {
+fn drain<W: World>(
+    key: Key,
+    socket: &mut PingOf<W>,
+    accounts: &mut VecDeque<Account>,
+    cx: &mut Context<'_, W>,
+) -> Option<Report> {
     let mut bytes = [0; HEADER_LEN + MAX_UPPER];
     host::drain(socket, &mut bytes, MAX_BATCH, |error, quoted| {
         let (Some(report), Some(message)) = (error.report, Message::parse(quoted)) else { return };
@@ -418,9 +471,22 @@ fn drain<W: World>(key: Key, socket: &mut PingOf<W>, cx: &mut Context<'_, W>) ->
             Target::Any { .. } => (error.destination.ip(), error.destination.ip()),
             Target::One { remote, peer, .. } => (remote, peer),
         };
+        if let Some(errno) = report.errno(peer.is_ipv4()) {
+            note_failure(accounts, remote, errno);
+        }
         let source = shown_offender(cx.settings, cx.guest, error.offender, peer, remote);
         send_error(source, report, &quote(key, remote, *message.header, message.payload), cx);
     })
+}
+
+/// The account of a destination of a flow.
+fn account_of(accounts: &mut VecDeque<Account>, remote: IpAddr) -> Option<&mut Account> {
+    accounts.iter_mut().find(|account| account.ends().is_some_and(|ends| ends.remote.ip() == remote))
+}
+
+/// Reports that a request to a destination did not arrive.
+fn note_failure(accounts: &mut VecDeque<Account>, remote: IpAddr, errno: Errno) {
+    account_of(accounts, remote).into_iter().for_each(|account| account.note_failure(errno));
 }
 
 /// The load of a message with `len` bytes of payload, for the rate limit.

@@ -41,6 +41,9 @@ pub fn on_arp(settings: &Settings, guest: &mut Guest, packet: &arp::Packet, link
         }
         return Outcome::Ignored;
     }
+    if !settings.is_reachable(target.into()) {
+        return Outcome::Ignored;
+    }
     let asker = if packet.sender_mac.is_unicast() { packet.sender_mac } else { guest.mac_of(sender.into()) };
     let reply = arp::Packet::new(arp::REPLY, (settings.mac_of(target.into()), target), (asker, sender));
     send_arp(link, asker, &reply)
@@ -96,6 +99,17 @@ mod tests {
         let mut link = Capture::default();
         let packet = arp::Packet::new(operation, (GUEST_MAC, sender.into()), (Mac([0; 6]), target.into()));
         (on_arp(settings, &mut guest(settings), &packet, &mut link), link)
+    }
+
+    /// Other hosts of a virtual network may have the other addresses.
+    #[test]
+    fn on_a_virtual_network_only_the_engines_addresses_are_answered() {
+        let mut settings = settings();
+        settings.virtual_hosts = alloc::vec![Ipv4Addr::new(198, 51, 100, 1).into()];
+        assert_eq!(ask(&settings, arp::REQUEST, [198, 51, 100, 55], [198, 51, 100, 1]).0, Outcome::Answered);
+        for target in [[198, 51, 100, 200], [10, 0, 0, 1]] {
+            assert_eq!(ask(&settings, arp::REQUEST, [198, 51, 100, 55], target).0, Outcome::Ignored);
+        }
     }
 
     #[test]

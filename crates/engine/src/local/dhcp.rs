@@ -262,7 +262,8 @@ fn client_fqdn(name: &str) -> Option<DhcpOption> {
 /// for a lease are left out if they do not fit in `max_len` bytes.
 fn encode(mut options: Vec<DhcpOption>, parameters: &[u8], max_len: usize) -> Vec<u8> {
     const AFTER_LISTED: usize = 256;
-    options.sort_by_key(|option| {
+    // Each code occurs once.
+    options.sort_unstable_by_key(|option| {
         let code = OptionCode::from(option);
         match parameters.iter().position(|&parameter| parameter == u8::from(code)) {
             Some(place) => 1 + place,

@@ -9,6 +9,7 @@
 mod arp;
 mod dhcp;
 mod dhcpv6;
+mod echo;
 mod ndp;
 #[cfg(test)]
 mod test;
@@ -31,7 +32,7 @@ use crate::{
 };
 
 pub use arp::on_arp;
-pub use ndp::{Advertiser, on_icmpv6};
+pub use ndp::Advertiser;
 
 /// Maximum length of a message that is parsed, in bytes. No client sends a longer message.
 const LONGEST: usize = 4096;
@@ -57,6 +58,20 @@ impl Outcome {
     #[must_use]
     pub const fn consumed(self) -> bool {
         !matches!(self, Self::NotLocal)
+    }
+}
+
+/// Answers Neighbour Discovery, and pings of the engine's addresses on a virtual network.
+pub fn on_icmp(
+    settings: &Settings,
+    guest: &mut Guest,
+    packet: &Packet<'_, impl Payload>,
+    message: &icmp::Message<'_, impl Payload>,
+    link: &mut impl Link,
+) -> Outcome {
+    match ndp::on_icmpv6(settings, guest, packet, message, link) {
+        Outcome::NotLocal => echo::on_icmp(settings, guest, packet, message, link),
+        outcome => outcome,
     }
 }
 
@@ -199,7 +214,7 @@ fn send_udp(link: &mut impl Link, headers: &Outgoing, ports: (u16, u16), payload
 }
 
 /// Sends an ICMPv6 message. `body` writes at most `max_len` bytes after the header and returns the number of bytes.
-fn send_icmpv6(
+fn send_icmp(
     link: &mut impl Link,
     headers: &Outgoing,
     header: icmp::Header,

@@ -16,7 +16,7 @@ use wire::{
 };
 use zerocopy::IntoBytes;
 
-use super::{LONGEST, Outcome, copied, headers, send_icmpv6};
+use super::{LONGEST, Outcome, copied, headers, send_icmp};
 use crate::{
     addr::{Guest, Settings, V6},
     link::Link,
@@ -35,7 +35,7 @@ const PREFIX_LEN: u8 = 64;
 /// Two kinds of solicitations get no answer: for the guest's own address, and from `::` (duplicate address detection).
 /// A message whose hop limit is not 255 was routed and is invalid (Q4). The addresses of the guest that the messages
 /// show are noted, even if the service is off.
-pub fn on_icmpv6(
+pub(super) fn on_icmpv6(
     settings: &Settings,
     guest: &mut Guest,
     packet: &Packet<'_, impl Payload>,
@@ -97,7 +97,7 @@ fn on_solicitation(
         }
         return Outcome::Ignored;
     }
-    if !settings.services.ndp {
+    if !settings.services.ndp || !settings.is_reachable(target.into()) {
         return Outcome::Ignored;
     }
     let (mac, headers) = advertised(settings, guest, target, source);
@@ -209,7 +209,7 @@ fn advertise(
     };
     let headers = headers(settings, guest, v6.our_link_local.into(), destination.into());
     let header = RouterAdvertisement::<String>::header();
-    send_icmpv6(link, &headers, header, MAX_ADVERTISEMENT_LEN, |body| advertisement.write(body))
+    send_icmp(link, &headers, header, MAX_ADVERTISEMENT_LEN, |body| advertisement.write(body))
 }
 
 fn send_neighbour(
@@ -219,7 +219,7 @@ fn send_neighbour(
     body: &ndp::Neighbour,
 ) -> Outcome {
     let bytes = body.as_bytes();
-    send_icmpv6(link, headers, header, bytes.len(), |place| {
+    send_icmp(link, headers, header, bytes.len(), |place| {
         place.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(bytes.len())
     })
@@ -294,6 +294,14 @@ mod tests {
         assert_eq!(message.payload, body.as_bytes());
         settings.services.ndp = false;
         assert_eq!(announce(&settings, &guest(&settings), address, &mut link), Outcome::Ignored);
+    }
+
+    #[test]
+    fn on_a_virtual_network_only_the_engines_addresses_are_answered() {
+        let mut settings = settings();
+        settings.virtual_hosts = alloc::vec![v6("fe80::1").into()];
+        assert_eq!(solicit_neighbour(&settings, "fe80::55", "fe80::1", 255).0, Outcome::Answered);
+        assert_eq!(solicit_neighbour(&settings, "fe80::55", "2001:db8:1::1", 255).0, Outcome::Ignored);
     }
 
     #[test]

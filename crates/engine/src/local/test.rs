@@ -38,7 +38,7 @@ pub(super) fn icmpv6(
     let Transport::Icmp(message) = packet.transport else { panic!() };
     let mut guest = guest(settings);
     guest.learn(settings, GUEST_MAC, None, Instant::default());
-    on_icmpv6(settings, &mut guest, &packet, &message, link)
+    on_icmp(settings, &mut guest, &packet, &message, link)
 }
 
 /// Passes a datagram of the guest to its service.
@@ -179,7 +179,7 @@ fn show(settings: &Settings, guest: &mut Guest, bytes: &[u8], link: &mut Capture
         Body::Arp(packet) => on_arp(settings, guest, packet, link),
         Body::Ip(packet) => match packet.transport {
             Transport::Udp(datagram) => on_udp(settings, guest, &packet, &datagram, link),
-            Transport::Icmp(message) => on_icmpv6(settings, guest, &packet, &message, link),
+            Transport::Icmp(message) => on_icmp(settings, guest, &packet, &message, link),
             _ => Outcome::NotLocal,
         },
     };

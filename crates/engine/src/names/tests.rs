@@ -308,6 +308,40 @@ impl Model {
     }
 }
 
+/// Each address is on one page, with the names that are still valid. Names that lead to other names are not listed.
+#[test]
+fn pages_have_each_address_once() {
+    let mut names = names(Limits { total: 100, each: 4 });
+    for to in 0..10 {
+        assert!(names.learn(address(to), "a.test", 100, at(0)));
+    }
+    names.learn(address(3), "b.test", 300, at(0));
+    names.learn_target("t.test", "a.test", 300, at(0));
+    let hold = names.hold(address(5), at(0)).unwrap();
+    let list = |names: &Names, second| {
+        let (mut all, mut next) = (vec![], Some(0));
+        while let Some(first) = next {
+            let (page, after) = names.page(first, 3, at(second));
+            assert!(page.len() <= 3);
+            (next, all) = (after, [all, page].concat());
+        }
+        all
+    };
+    let now = list(&names, 1);
+    assert_eq!(
+        now.iter().map(|known| known.address).collect::<Vec<_>>(),
+        (0..10).map(address).collect::<Vec<_>>()
+    );
+    assert_eq!(now[3].names, [("a.test".into(), 100), ("b.test".into(), 300)]);
+    let later = list(&names, 200);
+    let left: Vec<_> = later.iter().map(|known| (known.address, &known.names[..], known.flows)).collect();
+    assert_eq!(
+        left,
+        [(address(3), &[("b.test".into(), 101)][..], 0), (address(5), &[("a.test".into(), 0)][..], 1)]
+    );
+    names.release(hold);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

@@ -84,6 +84,9 @@ pub enum Fault {
     /// The name has a star that is not the first label.
     #[error("'*' is the first label of a name, as in *.example.org; for every destination, write all")]
     Star,
+    /// The word is a valid name, but is probably meant as a group.
+    #[error("'{0}' is not a group; write {1}, or '{0}.' for a host of this name")]
+    NearGroup(&'static str, &'static str),
     /// The ports can't be read.
     #[error("invalid ports; use numbers, ranges and lists, as in 443, 80,8000-8010 or ~25")]
     Ports,
@@ -259,6 +262,25 @@ fn split_last_colon(text: &str) -> (&str, Option<&str>) {
     }
 }
 
+/// Words that other tools have for groups, and the names of the groups here. Taken for the name of a host, they would
+/// deny or allow almost nothing, silently.
+const NEAR_GROUPS: [(&str, &str); 14] = [
+    ("any", "all"),
+    ("anywhere", "all"),
+    ("everything", "all"),
+    ("none", "'default deny' in a file, or deny all"),
+    ("world", "public"),
+    ("internet", "public"),
+    ("lan", "private"),
+    ("local", "private, linklocal or host"),
+    ("localhost", "host"),
+    ("loopback", "host"),
+    ("self", "host"),
+    ("link-local", "linklocal"),
+    ("link_local", "linklocal"),
+    ("broadcast", "multicast"),
+];
+
 fn parse_destination(text: &str) -> Result<Destination, Fault> {
     if text.is_empty() {
         return Err(Fault::NoDestination);
@@ -268,6 +290,9 @@ fn parse_destination(text: &str) -> Result<Destination, Fault> {
     }
     if let Some((_, group)) = Group::ALL.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
         return Ok(Destination::Group(*group));
+    }
+    if let Some((word, group)) = NEAR_GROUPS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)) {
+        return Err(Fault::NearGroup(word, group));
     }
     if let Some(name) = text.strip_prefix("*.").filter(|name| !name.contains('*')) {
         return Name::parse(name).map(Destination::Below).ok_or(Fault::Destination);

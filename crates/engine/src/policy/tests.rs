@@ -1,6 +1,7 @@
 //! Tests of groups, verdicts, and verdicts on names. The tests of the parser and of the indexes have their own files.
 
 mod index;
+mod table;
 mod text;
 
 use std::{string::String, vec, vec::Vec};

@@ -16,10 +16,12 @@ use self::{
     turns::Waiting,
 };
 use crate::{
+    allocation,
     events::{Account, How},
     flow::{FlowId, Kind, Slots},
     forward::spec::Direction,
     host::{Readiness, SocketError},
+    listing::{Lister, Page},
     timer::{Deadline, Instant, Timers},
 };
 
@@ -87,6 +89,10 @@ pub trait Conduit {
     /// # Errors
     /// See [`SocketError`].
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError>;
+
+    /// Receives no more bytes at a socket: after the bytes that it has received already, `take` finds the end of the
+    /// stream. The peer gets no FIN: it would take it for the end of complete data.
+    fn abandon(&mut self, side: Side);
 
     /// Number of bytes (FIN counts as one) that were sent to a socket's peer but are not yet acknowledged by the peer.
     fn unacknowledged(&mut self, side: Side) -> u32;
@@ -163,16 +169,22 @@ impl<C: Conduit> Bypass<C> {
     }
 
     /// Adds a connection. It has an accepted socket, and a socket that is connecting. If the second socket is already
-    /// connected, the caller must report its readiness. `account` is closed when the connection ends.
+    /// connected, the caller must report its readiness. `readable` is whether bytes of the accepted socket may be
+    /// taken before an event reports them. `account` is closed when the connection ends.
     ///
     /// # Errors
-    /// Returns the sockets, if the limit is reached.
-    pub fn insert(&mut self, conduit: C, account: Account) -> Result<FlowId, C> {
+    /// Returns the sockets, if the limit is reached or there is no memory.
+    pub fn insert(&mut self, conduit: C, readable: bool, account: Account) -> Result<FlowId, C> {
         let limited = Side::ALL.map(|side| self.waiting.is_limited(conduit.direction(side)));
-        let relay = Relay::new(conduit, limited);
+        let relay = Relay::new(conduit, readable, limited);
         let entry =
             Entry { relay, runnable: false, awaits_turn: [false; 2], deadline: Deadline::NONE, account };
-        let id = self.relays.insert(entry).map_err(|mut entry| {
+        let Self { relays, timers, runnable, waiting, .. } = self;
+        let has_memory = relays.next_timed_id(timers).is_some()
+            && allocation::reserve([runnable], relays.slots())
+            && waiting.reserve(relays.slots());
+        let inserted = if has_memory { relays.insert(entry) } else { Err(entry) };
+        let id = inserted.map_err(|mut entry| {
             entry.report_end(How::Displaced);
             entry.relay.into_conduit()
         })?;
@@ -206,6 +218,28 @@ impl<C: Conduit> Bypass<C> {
             entry.report_end(How::Forbidden);
         }
         self.reset(id, now);
+    }
+
+    /// Lists the connections of a page. Returns the next slot, if there are more slots.
+    pub fn list(&mut self, page: Page, lister: &mut Lister<'_>) -> Option<u32> {
+        let (relays, next) = self.relays.page_mut(page.from, page.slots);
+        for (id, Entry { relay, account, .. }) in relays {
+            lister.add((id, account), relay.state(), None, |listed| {
+                let [requests, replies] = relay.carried();
+                listed.totals = Some(listed.flow.start.totals(requests, replies));
+            });
+        }
+        next
+    }
+
+    /// Resets a connection, if it still has this number. Returns whether it has.
+    pub fn end_requested(&mut self, id: FlowId, number: u64, now: Instant) -> bool {
+        let Some(entry) = self.relays.get_mut(id).filter(|entry| entry.account.is_of(number)) else {
+            return false;
+        };
+        entry.report_end(How::Requested);
+        self.reset(id, now);
+        true
     }
 
     /// Handles the readiness of a socket.
@@ -256,7 +290,7 @@ impl<C: Conduit> Bypass<C> {
             Next::Run if entry.runnable => {}
             Next::Run => {
                 entry.runnable = true;
-                self.runnable.push_back(id);
+                allocation::push(&mut self.runnable, id, |&id| self.relays.get(id).is_some());
             }
             Next::CheckAfter(after) => entry.deadline.set(Some(now + after), &mut self.timers, id),
             Next::End { reset } => {

@@ -14,6 +14,7 @@ use core::time::Duration;
 
 use super::{Conduit, Side, Taken};
 use crate::host::{Readiness, SocketError};
+use crate::listing::State;
 
 /// How often a direction may take bytes in one turn.
 const TURN: u32 = 4;
@@ -89,12 +90,13 @@ impl End {
 }
 
 impl<C: Conduit> Relay<C> {
-    /// The state of a new connection. `limited` is whether bytes are taken from each side only in turns.
-    pub(super) fn new(conduit: C, limited: [bool; 2]) -> Self {
+    /// The state of a new connection. `readable` is whether bytes of the accepted socket may be taken before an event
+    /// reports them. `limited` is whether bytes are taken from each side only in turns.
+    pub(super) fn new(conduit: C, readable: bool, limited: [bool; 2]) -> Self {
         let [accepted, connected] =
             limited.map(|limited| End { granted: limited.then_some(0), ..End::default() });
-        // The accepted socket may already have received bytes, and can send.
-        let accepted = End { readable: true, urgent: true, writable: true, ..accepted };
+        // The accepted socket can send.
+        let accepted = End { readable, urgent: true, writable: true, ..accepted };
         Self { conduit, phase: Phase::Connecting, ends: [accepted, connected] }
     }
 
@@ -104,6 +106,16 @@ impl<C: Conduit> Relay<C> {
 
     pub(super) const fn peek_conduit(&self) -> &C {
         &self.conduit
+    }
+
+    /// The state for lists.
+    pub(super) fn state(&self) -> State {
+        match self.phase {
+            Phase::Connecting => State::Connecting,
+            Phase::Open if self.ends.iter().any(End::is_over) => State::Closing,
+            Phase::Open => State::Established,
+            Phase::Draining { .. } => State::Closing,
+        }
     }
 
     /// Number of bytes that were taken from each side and sent to the other.
@@ -209,7 +221,11 @@ impl<C: Conduit> Relay<C> {
                     source.carried += len as u64;
                 }
                 Err(SocketError::WouldBlock) => sink.writable = false,
-                Err(SocketError::Failed(_)) => (sink.failed, sink.readable) = (true, true),
+                Err(SocketError::Failed(_)) => {
+                    (sink.failed, sink.readable) = (true, true);
+                    // After some errors, such as a lack of memory, the peer would send for ever.
+                    self.conduit.abandon(from.other());
+                }
             }
         }
         if source.buffered > 0 || sink.failed {
@@ -229,6 +245,7 @@ impl<C: Conduit> Relay<C> {
             && let Err(SocketError::Failed(_)) = self.conduit.shutdown_write(side)
         {
             (end.failed, end.readable) = (true, true);
+            self.conduit.abandon(side);
         }
     }
 

@@ -31,6 +31,8 @@ struct Socket {
     fin_received: bool,
     /// Whether the peer has reset the connection.
     reset: bool,
+    /// Whether each send fails, although the peer is there.
+    broken: bool,
     /// Bytes that were sent to the peer, and that the peer has not read yet.
     sent: VecDeque<u8>,
     /// Positions of urgent bytes in the stream to the peer.
@@ -152,7 +154,7 @@ impl Conduit for Sockets {
             assert!(!buffered.is_empty());
             let socket = &mut world.sockets[from.other() as usize];
             assert!(!socket.fin_sent, "sent after the end");
-            if socket.reset {
+            if socket.reset || socket.broken {
                 return Err(RESET);
             }
             let len = buffered.len().min(world.most).min(world.room - socket.sent.len());
@@ -174,8 +176,12 @@ impl Conduit for Sockets {
             let socket = &mut world.sockets[side as usize];
             assert!(!socket.fin_sent);
             socket.fin_sent = true;
-            if socket.reset { Err(RESET) } else { Ok(()) }
+            if socket.reset || socket.broken { Err(RESET) } else { Ok(()) }
         })
+    }
+
+    fn abandon(&mut self, side: Side) {
+        self.0.with(|world| world.sockets[side as usize].fin_received = true);
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {
@@ -230,7 +236,7 @@ impl Case {
         let world = Handle::new(room, most);
         let mut bypass = Bypass::new(10);
         bypass.limit(&limit);
-        let id = bypass.insert(Sockets(world.clone()), account).unwrap();
+        let id = bypass.insert(Sockets(world.clone()), true, account).unwrap();
         let mut case = Self {
             bypass,
             limit,
@@ -392,6 +398,42 @@ impl World {
 const A: Side = Side::Accepted;
 const B: Side = Side::Connected;
 
+/// A send can fail, for lack of memory, on a socket whose peer is there and waits.
+#[test]
+fn a_failed_send_resets_both_sides() {
+    let mut case = Case::new(100, 10);
+    case.world.with(|world| world.sockets[B as usize].broken = true);
+    case.act(Act::Send(A, 5));
+    case.act(Act::Report);
+    assert!(case.bypass.is_empty() && case.world.with(|world| world.reset_on_close));
+
+    // The end of a stream is sent, too.
+    let mut case = Case::new(100, 10);
+    case.world.with(|world| world.sockets[B as usize].broken = true);
+    case.act(Act::Fin(A));
+    case.act(Act::Report);
+    case.act(Act::Report);
+    assert!(case.bypass.is_empty() && case.world.with(|world| world.reset_on_close));
+}
+
+/// Bytes that the accepted socket gets before both sockets are connected may have to wait for the event that reports
+/// them.
+#[test]
+fn the_first_bytes_wait_for_an_event_if_requested() {
+    for (readable, taken) in [(true, 5), (false, 0)] {
+        let world = Handle::new(100, 10);
+        let mut bypass = Bypass::new(10);
+        let id = bypass.insert(Sockets(world.clone()), readable, Account::NONE).unwrap();
+        world.with(|world| world.sockets[A as usize].received.extend([0; 5]));
+        let sent = || world.with(|world| world.sockets[B as usize].sent.len());
+        let now = Instant::default();
+        bypass.on_readiness(id, B, Readiness { writable: true, ..Readiness::default() }, now);
+        assert_eq!(sent(), taken);
+        bypass.on_readiness(id, A, Readiness { readable: true, ..Readiness::default() }, now);
+        assert_eq!(sent(), 5);
+    }
+}
+
 /// all bytes arrive in order, the end of the stream arrives after them, and the halves end independently.
 #[test]
 fn half_closes_are_passed_on_one_by_one_r84() {
@@ -550,7 +592,8 @@ fn connections_share_a_limited_rate() {
     let mut bypass = Bypass::new(10);
     bypass.limit(&limit);
     let worlds = [(); 3].map(|()| Handle::new(usize::MAX, 5000));
-    let ids = worlds.each_ref().map(|world| bypass.insert(Sockets(world.clone()), Account::NONE).unwrap());
+    let ids =
+        worlds.each_ref().map(|world| bypass.insert(Sockets(world.clone()), true, Account::NONE).unwrap());
     let mut now = Instant::default();
     for id in ids {
         let writable = Readiness { writable: true, ..Readiness::default() };

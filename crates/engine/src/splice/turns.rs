@@ -10,6 +10,9 @@ use crate::{
     timer::Instant,
 };
 
+/// Room in a list for connections that end within one round.
+const SPARE: usize = 256;
+
 /// The sides of connections whose bytes wait for tokens, in the order of their turns. Some of the connections may have
 /// ended.
 #[derive(Debug, Default)]
@@ -25,6 +28,15 @@ impl Waiting {
             Direction::Outbound => self.outbound.is_some(),
             Direction::Inbound => self.inbound.is_some(),
         }
+    }
+
+    /// Reserves memory for this number of connections, and for as many that ended. Returns false if there is none.
+    pub(super) fn reserve(&mut self, connections: usize) -> bool {
+        let total = 2 * connections + SPARE;
+        [&mut self.outbound, &mut self.inbound]
+            .into_iter()
+            .flatten()
+            .all(|list| list.try_reserve(total.saturating_sub(list.len())).is_ok())
     }
 
     const fn list(&mut self, direction: Direction) -> Option<&mut VecDeque<(FlowId, Side)>> {
@@ -45,6 +57,7 @@ impl Waiting {
             if !*awaits
                 && entry.relay.wants_turn(side)
                 && let Some(list) = self.list(direction)
+                && list.len() < list.capacity()
             {
                 *awaits = true;
                 list.push_back((id, side));

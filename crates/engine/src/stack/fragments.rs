@@ -33,13 +33,15 @@ impl<W: World> Round<'_, W> {
         packet: &Packet<'_, PayloadOf<'a, W::Memory>>,
         fragment: &Fragment<PayloadOf<'a, W::Memory>>,
     ) {
+        let (source, destination) = (packet.source, packet.destination);
         match self.stack.reassembly.add(packet, fragment, self.now) {
             Outcome::Waiting => {}
             Outcome::Complete(header, bytes) => {
                 match header.packet(&bytes, bytes.as_slice().into()) {
                     // A fragmented packet of an unsupported protocol gets no error.
-                    Ok(Packet { transport: Transport::Other(..), .. }) => {
-                        self.stack.counters.unsupported += 1
+                    Ok(Packet { transport: Transport::Other(number, _), .. }) => {
+                        self.stack.counters.unsupported += 1;
+                        self.stack.guard.note_unsupported(number, source, destination);
                     }
                     Ok(packet) if !verify::transport(&packet) => self.count_wrong_checksum(),
                     Ok(packet) => self.on_packet(&packet, &Offload::VERIFIED),
@@ -47,15 +49,15 @@ impl<W: World> Round<'_, W> {
                 }
                 self.stack.reassembly.recycle(bytes);
             }
-            Outcome::Conflict => self.stack.counters.fragments += 1,
+            Outcome::Conflict => self.count_fragments(source, destination, "they contradict each other"),
             Outcome::Invalid(reason) => {
-                self.stack.counters.fragments += 1;
-                let Some(report) = report(reason, packet.source) else { return };
+                self.count_fragments(source, destination, "one is empty, too long or not aligned");
+                let Some(report) = report(reason, source) else { return };
                 let mut payload = [0; MAX_UPPER];
                 let len = fragment.payload.copy_to(&mut payload);
                 let Fragment { id, protocol, offset, more, .. } = *fragment;
                 let fields = fragment::Fields { protocol, id, offset, more };
-                self.report_fragment((packet.source, packet.destination), fields, &payload[..len], report);
+                self.report_fragment((source, destination), fields, &payload[..len], report);
             }
         }
     }
@@ -63,7 +65,7 @@ impl<W: World> Round<'_, W> {
     /// Drops datagrams that have waited too long for their fragments.
     pub(super) fn expire_fragments(&mut self) {
         while let Some(expired) = self.stack.reassembly.expire(self.now) {
-            self.stack.counters.fragments += 1;
+            self.count_fragments(expired.source, expired.destination, "some are missing");
             let Some((header, payload)) = expired.first else { continue };
             let kind = match header.source {
                 IpAddr::V4(_) => icmp::v4::TIME_EXCEEDED,
@@ -74,6 +76,12 @@ impl<W: World> Round<'_, W> {
             let report = Report { kind, code: icmp::REASSEMBLY_TIME_EXCEEDED, info: 0 };
             self.report_fragment((source, destination), fields, &payload, report);
         }
+    }
+
+    /// Counts and logs one or more fragments that are dropped.
+    fn count_fragments(&mut self, source: IpAddr, destination: IpAddr, why: &str) {
+        self.stack.counters.fragments += 1;
+        self.stack.guard.note_fragments(source, destination, why);
     }
 
     /// Sends the guest an error about a fragment.

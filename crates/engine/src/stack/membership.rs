@@ -32,7 +32,7 @@ impl<W: World> Round<'_, W> {
         let mut buffer = [0; MAX_REPORT_LEN];
         let len = message.copy_to(&mut buffer);
         let changes = membership::parse_igmp(&buffer[..len]).filter(|_| packet.hop_limit == 1);
-        self.on_changes(changes);
+        self.on_changes(packet.source, changes);
     }
 
     /// Handles an ICMPv6 message if it is an MLD message of a member. Returns whether it is.
@@ -50,11 +50,11 @@ impl<W: World> Round<'_, W> {
         header.copy_from_slice(message.header.as_bytes());
         let len = icmp::HEADER_LEN + message.payload.copy_to(rest);
         let changes = membership::parse_mld(&buffer[..len]).filter(|_| packet.hop_limit == 1);
-        self.on_changes(changes);
+        self.on_changes(packet.source, changes);
         true
     }
 
-    fn on_changes(&mut self, changes: Option<Changes<'_>>) {
+    fn on_changes(&mut self, member: IpAddr, changes: Option<Changes<'_>>) {
         let Some(changes) = changes else {
             self.stack.counters.malformed += 1;
             return;
@@ -62,7 +62,7 @@ impl<W: World> Round<'_, W> {
         for change in changes {
             if let Change::Member(group) = change
                 && is_followed(group)
-                && !self.stack.guard.admits_group(group)
+                && !self.stack.guard.admits_group(member, group)
             {
                 continue;
             }

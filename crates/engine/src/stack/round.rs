@@ -224,13 +224,8 @@ impl<W: World> Round<'_, W> {
             Transport::Icmp(message)
                 if self.stack.settings.services.multicast && self.on_mld(packet, &message) => {}
             Transport::Icmp(message) => {
-                let outcome = local::on_icmpv6(
-                    &self.stack.settings,
-                    &mut self.stack.guest,
-                    packet,
-                    &message,
-                    self.link,
-                );
+                let outcome =
+                    local::on_icmp(&self.stack.settings, &mut self.stack.guest, packet, &message, self.link);
                 if !outcome.consumed() && self.stack.settings.services.icmp {
                     let (flows, mut cx) = self.split();
                     return flows.ping.on_message(packet, &message, &mut cx);

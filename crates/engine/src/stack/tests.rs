@@ -2,8 +2,10 @@
 
 mod events;
 mod guard;
+mod listing;
 mod membership;
 mod replacement;
+mod virtual_network;
 
 use alloc::{vec, vec::Vec};
 use core::{net::SocketAddr, time::Duration};

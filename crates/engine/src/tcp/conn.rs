@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    events::Account,
+    events::{Abort, Account},
     first_bytes::HostName,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
@@ -59,12 +59,14 @@ pub(super) enum Phase {
 /// Why a connection ends before both of its streams have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The connection has timed out. Both sides are reset.
-    Abort,
+    /// The connection is given up. Both sides are reset.
+    Abort(Abort),
     /// The rules refuse the guest's first bytes. Both sides are reset.
     Refused,
     /// The rules were replaced, and the new rules deny the connection. Both sides are reset.
     Forbidden,
+    /// The program's user has ended the connection. Both sides are reset.
+    Requested,
     /// The guest has reset the connection. The socket is reset.
     GuestReset,
     /// The socket has failed. The guest gets a RST or an ICMP error.
@@ -107,6 +109,8 @@ pub(super) struct Connection<W: World> {
     /// Whether the socket has reported the end of the stream. Then the end may follow a short read without another
     /// event.
     read_closed: bool,
+    /// Whether the peer's FIN has arrived, so that the socket receives no more bytes.
+    peer_closed: bool,
     /// The socket's error. The bytes that the socket still has are sent to the guest first.
     pub(super) error: Option<Errno>,
     /// Traffic classes without ECN bits: `class` is that of the guest's segments, and is set on the socket.
@@ -125,7 +129,8 @@ pub(super) struct Connection<W: World> {
     /// With a rate limit: how many new bytes may be sent to the guest in this turn.
     pub(super) granted: u32,
     ack_at: Option<Instant>,
-    active: Instant,
+    /// The time of the last segment or bytes of either side.
+    pub(super) active: Instant,
     probed: Option<Instant>,
     pub(super) deadline: Deadline,
     /// The other servers to try, while a connection to a resolver is not established.
@@ -167,6 +172,7 @@ impl<W: World> Connection<W> {
             receive,
             readable: false,
             read_closed: false,
+            peer_closed: false,
             error: None,
             class: 0,
             peer_class: 0,
@@ -307,6 +313,7 @@ impl<W: World> Connection<W> {
         }
         self.readable |= readiness.readable || readiness.read_closed || readiness.error;
         self.read_closed |= readiness.read_closed || readiness.error;
+        self.peer_closed |= readiness.read_closed && !readiness.error;
         if readiness.urgent {
             self.find_urgent_mark();
         }
@@ -441,10 +448,10 @@ impl<W: World> Connection<W> {
                         self.spend_grant(Run { len, ..run }, cx);
                     }
                     self.send.sent(run.seq + len, cx.now);
-                    // A short read means that there are no more bytes. There are two exceptions: the end of the stream
-                    // was announced, or the socket stopped before the urgent byte. If the urgent byte is not known yet,
-                    // an event will report it.
-                    let stopped = self.send.is_urgent(run.seq + len);
+                    // A short read means that there are no more bytes. There are three exceptions: the end of the
+                    // stream was announced, the socket stopped before the urgent byte, or at an error. If the urgent
+                    // byte is not known yet, an event will report it.
+                    let stopped = self.send.is_urgent(run.seq + len) || self.socket.has_error();
                     self.readable &= len == run.len || self.read_closed || stopped;
                 }
                 Sent::End => self.send.ends_at(run.seq),
@@ -459,7 +466,8 @@ impl<W: World> Connection<W> {
         Ok(Turn::MoreToSend)
     }
 
-    /// Sends a part of the host's stream. If the socket has fewer bytes, sends those.
+    /// Sends a part of the host's stream. If the socket has fewer bytes, sends those. If they are known to be the last
+    /// bytes of the stream and fit in one segment, the segment has the FIN, too.
     pub(super) fn send_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
         if run.fin {
             return match self.send_control(run.seq, Flags::FIN | Flags::ACK, cx) {
@@ -472,22 +480,33 @@ impl<W: World> Connection<W> {
         let size =
             Size { frame: run.len as usize, segment: self.send.segment_size(cx.link.largest_segment()) };
         let socket = &mut self.socket;
+        // After an error, the guest gets a reset instead of a FIN.
+        let may_end = self.peer_closed && self.error.is_none() && !self.send.has_end();
+        let mut fin = false;
         let peek = |room: RoomOf<'_, W::Memory>, fields: &mut Fields| match socket.peek(offset, room) {
             Ok(0) => Sent::End,
             Ok(peeked) => {
                 if peeked < run.len as usize {
                     fields.flags |= Flags::PSH;
+                    fin = may_end
+                        && peeked <= usize::from(size.segment)
+                        && socket.unread() == Some(offset + peeked as u32);
+                    fields.flags.set(Flags::FIN, fin);
                 }
                 Sent::Bytes(peeked as u32)
             }
             Err(SocketError::WouldBlock) => Sent::Nothing,
             Err(SocketError::Failed(errno)) => Sent::Failed(errno),
         };
-        let sent = emit::with_payload(&self.ends, fields, size, peek, cx);
-        if let Sent::Bytes(_) = sent {
-            self.ack_sent();
+        let len = match emit::with_payload(&self.ends, fields, size, peek, cx) {
+            Sent::Bytes(len) => len,
+            not_sent => return not_sent,
+        };
+        self.ack_sent();
+        if fin {
+            self.send.ends_at(run.seq + len);
         }
-        sent
+        Sent::Bytes(len + u32::from(fin))
     }
 
     /// Sends a segment without payload.
@@ -558,14 +577,14 @@ impl<W: World> Connection<W> {
         match self.phase {
             Phase::Connecting => return Ok(()),
             Phase::SynSent | Phase::SynReceived => {
-                self.send.schedule_syn(unanswered, cx.now).ok_or(End::Abort)?;
+                self.send.schedule_syn(unanswered, cx.now).ok_or(End::Abort(Abort::Silent))?;
                 self.send_syn(cx);
                 return Ok(());
             }
             Phase::Established | Phase::Checking | Phase::Refused => {}
         }
         if unanswered > MAX_UNANSWERED {
-            return Err(End::Abort);
+            return Err(End::Abort(Abort::Silent));
         }
         if self.send.window_closed() && self.carries() {
             self.probe_window(cx)?;
@@ -590,7 +609,7 @@ impl<W: World> Connection<W> {
     /// Probes a silent guest, and ends a connection that is dead on both sides (behaviour §6.9).
     fn on_idle(&mut self, cx: &mut Context<'_, W>) -> Result<(), End> {
         if cx.now >= second_tick(self.active, INACTIVITY) {
-            return Err(End::Abort);
+            return Err(End::Abort(Abort::Idle));
         }
         if self.phase == Phase::Established && cx.now >= second_tick(self.silent_since(), KEEP_ALIVE) {
             self.probed = Some(cx.now);

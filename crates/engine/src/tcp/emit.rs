@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum Sent {
-    /// The segment was sent. It occupies this much sequence space: the bytes of payload, or one for a FIN.
+    /// The segment was sent. It occupies this much sequence space: the bytes of payload, and one for a FIN.
     Bytes(u32),
     /// Nothing was sent: the stream of the socket has ended.
     End,

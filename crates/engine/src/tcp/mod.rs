@@ -10,6 +10,7 @@ mod conn;
 mod dial;
 mod emit;
 mod handshake;
+mod listing;
 mod questions;
 mod queue;
 mod receive;
@@ -49,8 +50,9 @@ use self::{
 };
 use crate::{
     addr::Settings,
+    allocation,
     context::{Context, TcpOf, World},
-    events::{How, Start},
+    events::{Abort, How, Start},
     flow::{Endpoints, FlowId, Flows, Kind, Protocol},
     forward::spec::Direction,
     guard::Admission,
@@ -82,7 +84,7 @@ pub struct Tcp<W: World> {
     flows: Flows<Connection<W>>,
     pool: ChunkPool,
     /// Connections to handle at the end of the round.
-    touched: Vec<FlowId>,
+    touched: VecDeque<FlowId>,
     /// Connections with more to send: their turn has ended, or the link is full.
     runnable: VecDeque<FlowId>,
     /// Connections that wait for tokens.
@@ -105,7 +107,7 @@ impl<W: World> Tcp<W> {
         Self {
             flows: Flows::new(Kind::Tcp, limit, hash_key),
             pool: ChunkPool::new(queue_memory),
-            touched: Vec::new(),
+            touched: VecDeque::new(),
             runnable: VecDeque::new(),
             waiting: Waiting::default(),
             services: VecDeque::new(),
@@ -170,10 +172,15 @@ impl<W: World> Tcp<W> {
     fn open(&mut self, ends: Endpoints, class: u8, syn: &Segment<'_, impl Payload>, cx: &mut Context<'_, W>) {
         let Some(destination) = host_destination(&ends, cx.settings) else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
-            return cx.note_invalid(Protocol::Tcp, &ends);
+            cx.note_invalid(Protocol::Tcp, &ends);
+            if cx.settings.is_virtual(ends.remote.ip()) {
+                report_failure(&ends, syn.seq(), Errno::ENETUNREACH, cx);
+            }
+            return;
         };
-        let Some(id) = self.flows.next_id() else {
+        let Some(id) = self.next_id(cx) else {
             self.counters.refused += 1; // no answer (behaviour §6.1.1, R-61)
+            cx.begin(Protocol::Tcp, &ends, destination).close_unopened(Errno::ENFILE);
             return;
         };
         if ends.remote.port() == DNS && cx.guard.judges_questions() {
@@ -198,7 +205,7 @@ impl<W: World> Tcp<W> {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
-                account.close(How::Failed(errno));
+                account.close_unopened(errno);
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
                     reset_unknown(&ends, 0, syn, cx);
                 }
@@ -236,9 +243,12 @@ impl<W: World> Tcp<W> {
         cx: &mut Context<'_, W>,
     ) -> Result<(), TcpOf<W>> {
         let free = self.flows.find(&ends).is_none();
-        let watched = self.flows.next_id().filter(|&id| free && cx.host.tcp_watch(id, &socket).is_ok());
+        let id = self.next_id(cx).filter(|_| free);
+        let watched = id.filter(|&id| cx.host.tcp_watch(id, &socket).is_ok());
+        let start = Start::of(Protocol::Tcp, Direction::Inbound, ends);
         let Some(id) = watched else {
             self.counters.refused += 1;
+            cx.guard.begin_unjudged(start, cx.now).close_unopened(Errno::ENFILE);
             socket.reset_on_close();
             return Err(socket);
         };
@@ -248,10 +258,23 @@ impl<W: World> Tcp<W> {
         }
         let iss = self.initial_sequence(&ends, cx.now);
         let mut connection = Connection::from_host(ends, socket, iss, cx);
-        connection.account =
-            cx.guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Inbound, ends), cx.now);
+        connection.account = cx.guard.begin_unjudged(start, cx.now);
         self.insert(connection);
         Ok(())
+    }
+
+    /// The id that the next connection will get. Reserves all memory that it needs, except for queued bytes. None if
+    /// the table is full, or if there is no memory.
+    fn next_id(&mut self, cx: &mut Context<'_, W>) -> Option<FlowId> {
+        let id = self.flows.next_timed_id(cx.timers)?;
+        let slots = self.flows.slots();
+        let Waiting { to_host, to_guest } = &mut self.waiting;
+        let has_memory =
+            |direction, list| !cx.rate_limit.is_limited(direction) || allocation::reserve([list], slots);
+        let has_memory = allocation::reserve([&mut self.touched, &mut self.runnable], slots)
+            && has_memory(Direction::Outbound, to_host)
+            && has_memory(Direction::Inbound, to_guest);
+        has_memory.then_some(id)
     }
 
     fn insert(&mut self, connection: Connection<W>) -> Option<FlowId> {
@@ -291,14 +314,13 @@ impl<W: World> Tcp<W> {
         if cx.rate_limit.is_limited(Direction::Outbound) {
             self.take_turns_to_host(cx);
         }
-        let mut touched = core::mem::take(&mut self.touched);
-        for id in touched.drain(..) {
+        for _ in 0..self.touched.len() {
+            let Some(id) = self.touched.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
                 connection.touched = false;
                 self.send_due(id, cx);
             }
         }
-        self.touched = touched; // reuses its memory
     }
 
     /// Gives a turn to send to each connection that has more to send.
@@ -328,7 +350,7 @@ impl<W: World> Tcp<W> {
     fn touch(&mut self, id: FlowId) {
         if let Some(connection) = self.flows.get_mut(id).filter(|connection| !connection.touched) {
             connection.touched = true;
-            self.touched.push(id);
+            allocation::push(&mut self.touched, id, |&id| self.flows.get(id).is_some());
         }
     }
 
@@ -348,7 +370,7 @@ impl<W: World> Tcp<W> {
                 let waits = matches!(turn, Turn::MoreToSend | Turn::LinkFull);
                 if waits && !connection.runnable {
                     connection.runnable = true;
-                    self.runnable.push_back(id);
+                    allocation::push(&mut self.runnable, id, |&id| self.flows.get(id).is_some());
                 }
                 if turn == Turn::NeedsTokens {
                     self.await_turn_to_guest(id);
@@ -397,7 +419,7 @@ impl<W: World> Tcp<W> {
     /// Aborts all connections on both sides, because the guest can no longer be reached.
     pub(crate) fn abort_all(&mut self, cx: &mut Context<'_, W>) {
         let ids: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| self.end(id, End::Abort, cx));
+        ids.into_iter().for_each(|id| self.end(id, End::Abort(Abort::Gone), cx));
     }
 
     /// An initial sequence number (RFC 6528): a secret function of the ends, plus a clock with a period of 4 us.
@@ -425,9 +447,10 @@ impl fmt::Display for HostSide {
 impl From<End> for How {
     fn from(end: End) -> Self {
         match end {
-            End::Abort => Self::Aborted,
+            End::Abort(why) => Self::Aborted(why),
             End::Refused => Self::Refused,
             End::Forbidden => Self::Forbidden,
+            End::Requested => Self::Requested,
             End::GuestReset => Self::GuestReset,
             End::SocketFailed(errno) => Self::Failed(errno),
         }
@@ -437,9 +460,10 @@ impl From<End> for How {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Abort => f.write_str("aborted"),
+            Self::Abort(_) => f.write_str("aborted"),
             Self::Refused => f.write_str("refused"),
             Self::Forbidden => f.write_str("forbidden by new rules"),
+            Self::Requested => f.write_str("ended on request"),
             Self::GuestReset => f.write_str("reset by the guest"),
             Self::SocketFailed(Errno(number)) => write!(f, "the host's socket failed (error {number})"),
         }

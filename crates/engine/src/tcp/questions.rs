@@ -7,7 +7,7 @@ use core::{marker::PhantomData, net::SocketAddr};
 use wire::payload::Payload;
 
 use crate::{
-    host::{Errno, SocketError, TcpSocket, Totals},
+    host::{Errno, Info, SocketError, TcpSocket, Totals},
     memory::{Memory, PayloadOf, Room as _, RoomOf},
 };
 
@@ -185,7 +185,7 @@ impl<M: Memory> TcpSocket for Questions<M> {
         None
     }
 
-    fn totals(&mut self) -> Option<Totals> {
-        Some(self.totals)
+    fn info(&mut self) -> Option<Info> {
+        Some(Info { totals: self.totals, path: None })
     }
 }

@@ -3,7 +3,7 @@
 //! Usually, a connection has no queue: bytes that are in order are sent directly from the frame to the socket. A queue
 //! is created for the first byte that the socket can't accept now, and removed after its last byte was sent.
 
-use alloc::{boxed::Box, collections::VecDeque, vec, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, vec::Vec};
 
 use wire::{
     payload::Payload,
@@ -44,16 +44,25 @@ impl ChunkPool {
         if self.lent >= self.limit {
             return None;
         }
+        let chunk = self.spare.pop().or_else(new_chunk)?;
         self.lent += 1;
-        Some(self.spare.pop().unwrap_or_else(|| vec![0; CHUNK_LEN].into_boxed_slice()))
+        Some(chunk)
     }
 
     fn give(&mut self, chunk: Chunk) {
         self.lent -= 1;
-        if self.spare.len() < SPARE_CHUNKS {
+        if self.spare.len() < SPARE_CHUNKS && self.spare.try_reserve(1).is_ok() {
             self.spare.push(chunk);
         }
     }
+}
+
+/// A chunk from the allocator. None if there is no memory.
+fn new_chunk() -> Option<Chunk> {
+    let mut chunk = Vec::new();
+    chunk.try_reserve_exact(CHUNK_LEN).ok()?;
+    chunk.resize(CHUNK_LEN, 0);
+    Some(chunk.into_boxed_slice())
 }
 
 /// The queued bytes of one connection, by sequence number.
@@ -97,16 +106,18 @@ impl ReceiveQueue {
     /// `data` were queued: all, unless there is no memory or no room for another range.
     pub(super) fn insert(&mut self, seq: Seq, data: impl Payload, pool: &mut ChunkPool) -> usize {
         debug_assert!(!seq.before(self.base));
-        if data.is_empty() || !self.held.takes(seq, seq + data.len() as u32) {
+        if data.is_empty() || !self.held.reserve(seq, seq + data.len() as u32) {
             return 0;
         }
         let mut stored = 0;
         while stored < data.len() {
             let at = self.head + (seq - self.base) as usize + stored;
             let (index, within) = (at / CHUNK_LEN, at % CHUNK_LEN);
-            while self.chunks.len() <= index {
-                self.chunks.push_back(None);
+            let more = (index + 1).saturating_sub(self.chunks.len());
+            if self.chunks.try_reserve(more).is_err() {
+                break;
             }
+            self.chunks.resize_with(self.chunks.len() + more, || None);
             if self.chunks[index].is_none() {
                 self.chunks[index] = pool.take();
             }
@@ -172,13 +183,15 @@ impl ReceiveQueue {
     }
 
     /// Returns all chunks to the pool.
-    pub(super) fn release(mut self, pool: &mut ChunkPool) {
+    pub(super) fn release(&mut self, pool: &mut ChunkPool) {
         self.chunks.drain(..).flatten().for_each(|chunk| pool.give(chunk));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -1,7 +1,5 @@
 //! The direction from the guest to the socket: the window, the order of bytes, and the end of the stream.
 
-use alloc::boxed::Box;
-
 use wire::{
     payload::Payload,
     tcp::{SackBlocks, Seq},
@@ -9,6 +7,7 @@ use wire::{
 
 use super::queue::{ChunkPool, ReceiveQueue};
 use crate::{
+    allocation::Boxed,
     host::{Errno, SocketError, TcpSocket},
     memory::PayloadOf,
 };
@@ -49,7 +48,7 @@ pub(super) struct Receiver {
     /// Scale of the advertised windows; zero if the guest did not offer the option.
     pub(super) scale: u8,
     /// Bytes that the socket did not accept, and bytes after a hole.
-    queue: Option<Box<ReceiveQueue>>,
+    queue: Option<Boxed<ReceiveQueue>>,
     /// Whether the socket gets bytes at once when they arrive.
     gate: Gate,
     /// Maximum number of ready bytes in the queue.
@@ -239,8 +238,12 @@ impl Receiver {
         }
         if sent < data.len() {
             let base = self.next;
-            let queue = self.queue.get_or_insert_with(|| Box::new(ReceiveQueue::new(base)));
-            queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
+            if self.queue.is_none() {
+                self.queue = Boxed::new(ReceiveQueue::new(base));
+            }
+            if let Some(queue) = &mut self.queue {
+                queue.insert(seq + sent as u32, data.slice(sent..data.len()), pool);
+            }
         }
         if self.queue.is_some() {
             // If the data has filled a hole, the bytes after the hole are ready now.
@@ -330,7 +333,8 @@ impl Receiver {
             };
             let queue = self.queue.insert(queue);
             let sent = sent? as u32;
-            queue.advance(queue.base() + sent, pool);
+            let base = queue.base() + sent;
+            queue.advance(base, pool);
             left -= sent;
         }
         if let Some(queue) = &self.queue {
@@ -474,7 +478,7 @@ impl Receiver {
 
     /// Returns the queue's memory.
     pub(super) fn release(&mut self, pool: &mut ChunkPool) {
-        if let Some(queue) = self.queue.take() {
+        if let Some(mut queue) = self.queue.take() {
             queue.release(pool);
         }
     }

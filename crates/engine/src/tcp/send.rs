@@ -195,6 +195,11 @@ impl Sender {
         self.fin = Some(seq);
     }
 
+    /// Whether the end of the host's stream is known.
+    pub(super) fn has_end(&self) -> bool {
+        self.fin.is_some()
+    }
+
     /// Whether the stream has ended, and the guest has acknowledged all its bytes.
     pub(super) fn delivered(&self) -> bool {
         self.fin.is_some_and(|fin| !self.una.before(fin))
@@ -407,7 +412,8 @@ impl Sender {
     /// The number of bytes of a run that were never sent before. A FIN does not count.
     pub(super) fn new_bytes(&self, run: Run) -> u32 {
         let end = run.seq + run.len;
-        if run.fin || !end.after(self.max) { 0 } else { end - self.max }
+        let end = self.fin.map_or(end, |fin| end.min(fin));
+        if end.after(self.max) { end - self.max } else { 0 }
     }
 
     /// The next part of a reported hole to retransmit.

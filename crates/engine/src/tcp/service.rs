@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    events::Start,
+    events::{Abort, Start},
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
     host::Readiness,
@@ -34,7 +34,7 @@ impl<W: World> Tcp<W> {
         while self.services.len() >= MOST_SERVICES
             && let Some(oldest) = self.services.pop_front()
         {
-            self.end(oldest, End::Abort, cx);
+            self.end(oldest, End::Abort(Abort::Displaced), cx);
         }
         let iss = self.initial_sequence(&ends, cx.now);
         let socket = Socket::Questions(Questions::new());
@@ -69,7 +69,7 @@ impl<W: World> Tcp<W> {
                         &connection.ends,
                         "a message longer than a query may be",
                     );
-                    self.end(id, End::Abort, cx);
+                    self.end(id, End::Abort(Abort::NoQuery), cx);
                 }
                 Next::None if questions.is_over() => {
                     if questions.has_rest() {
@@ -94,7 +94,7 @@ impl<W: World> Tcp<W> {
         let Some(connection) = self.flows.get_mut(id) else { return };
         let Socket::Questions(questions) = &mut connection.socket else { return };
         if answer.is_empty() {
-            return self.end(id, End::Abort, cx);
+            return self.end(id, End::Abort(Abort::NoQuery), cx);
         }
         questions.answer(answer);
         self.on_ready(id, Readiness { readable: true, ..Readiness::default() }, cx);

@@ -5,7 +5,7 @@ use core::net::SocketAddr;
 use super::questions::Questions;
 use crate::{
     context::{TcpOf, World},
-    host::{Errno, SocketError, TcpSocket, Totals},
+    host::{Errno, Info, SocketError, TcpSocket},
     memory::{PayloadOf, RoomOf},
 };
 
@@ -47,6 +47,10 @@ impl<W: World> TcpSocket for Socket<W> {
         either!(self, peek(offset, room))
     }
 
+    fn unread(&mut self) -> Option<u32> {
+        either!(self, unread())
+    }
+
     fn urgent_mark(&mut self) -> Option<u32> {
         either!(self, urgent_mark())
     }
@@ -65,6 +69,10 @@ impl<W: World> TcpSocket for Socket<W> {
 
     fn take_error(&mut self) -> Option<Errno> {
         either!(self, take_error())
+    }
+
+    fn has_error(&self) -> bool {
+        either!(self, has_error())
     }
 
     fn keep_alive(&mut self) {
@@ -87,7 +95,7 @@ impl<W: World> TcpSocket for Socket<W> {
         either!(self, local())
     }
 
-    fn totals(&mut self) -> Option<Totals> {
-        either!(self, totals())
+    fn info(&mut self) -> Option<Info> {
+        either!(self, info())
     }
 }

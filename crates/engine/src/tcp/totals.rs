@@ -9,24 +9,27 @@ use super::conn::{Connection, Phase};
 use crate::{
     context::World,
     events::How,
-    host::{Amount, TcpSocket as _, Totals},
+    host::{Amount, Info, TcpSocket as _, Totals},
 };
 
 impl<W: World> Connection<W> {
     /// Reports the end of the connection.
     pub(super) fn report_end(&mut self, how: How) {
         if self.account.is_open() {
-            let totals = self.totals();
-            self.account.close_with(how, totals);
+            let totals = self.info().map(|info| info.totals);
+            let opened = !matches!(self.phase, Phase::Connecting | Phase::SynSent | Phase::SynReceived);
+            self.account.close_with(how, opened, totals);
         }
     }
 
-    /// The bytes of the guest that the socket has accepted, and the bytes that the guest has acknowledged.
-    fn totals(&mut self) -> Option<Totals> {
-        let Totals { sent, received } = self.socket.totals()?;
+    /// The bytes of the guest that the socket has accepted, the bytes that the guest has acknowledged, and the path to
+    /// the peer.
+    pub(super) fn info(&mut self) -> Option<Info> {
+        let Info { totals: Totals { sent, received }, path } = self.socket.info()?;
         // The bytes of a refused client were discarded.
         let accepted = if self.phase == Phase::Refused { 0 } else { self.receive.accepted() };
-        Some(Totals { sent: aligned(sent, accepted), received: aligned(received, self.send.acknowledged()) })
+        let (sent, received) = (aligned(sent, accepted), aligned(received, self.send.acknowledged()));
+        Some(Info { totals: Totals { sent, received }, path })
     }
 }
 

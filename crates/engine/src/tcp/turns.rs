@@ -10,6 +10,7 @@ use super::{
     socket::Socket,
 };
 use crate::{
+    allocation,
     context::{Context, World},
     flow::FlowId,
     forward::spec::Direction,
@@ -21,8 +22,8 @@ use crate::{
 /// The connections that wait for tokens, in the order of their turns. Some of them may have ended.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    to_host: VecDeque<FlowId>,
-    to_guest: VecDeque<FlowId>,
+    pub(super) to_host: VecDeque<FlowId>,
+    pub(super) to_guest: VecDeque<FlowId>,
 }
 
 impl<W: World> Tcp<W> {
@@ -51,7 +52,7 @@ impl<W: World> Tcp<W> {
         let Some(connection) = self.flows.get_mut(id) else { return };
         if connection.wants_turn_to_host() && !connection.awaits_turn_to_host {
             connection.awaits_turn_to_host = true;
-            self.waiting.to_host.push_back(id);
+            allocation::push(&mut self.waiting.to_host, id, |&id| self.flows.get(id).is_some());
             self.forget_ended(Direction::Outbound);
         }
     }
@@ -93,7 +94,7 @@ impl<W: World> Tcp<W> {
         let Some(connection) = self.flows.get_mut(id) else { return };
         if !connection.awaits_turn_to_guest {
             connection.awaits_turn_to_guest = true;
-            self.waiting.to_guest.push_back(id);
+            allocation::push(&mut self.waiting.to_guest, id, |&id| self.flows.get(id).is_some());
             self.forget_ended(Direction::Inbound);
         }
     }

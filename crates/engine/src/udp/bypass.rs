@@ -10,10 +10,11 @@ use core::net::{IpAddr, SocketAddr};
 use super::{Role, Socket, SocketKey, Udp, UdpSocket};
 use crate::{
     context::{UdpOf, Unlinked, World},
-    events::{Account, How},
+    events::Account,
     flow::{Endpoints, FlowId, Protocol},
     forward::{Policy, spec::Direction},
-    host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, SendResult},
+    host::{self, Errno, ErrorQueue as _, Host as _, OutboundDatagram, Received, Report, SendResult},
+    icmp::{Quote, Unframed},
     memory::PayloadOf,
 };
 
@@ -88,6 +89,7 @@ impl<W: World> Udp<W> {
         let known = self.sockets.find(&SocketKey::Proxy(client));
         if known.is_none() && !self.admits_bypass(cx, listener, received.from, target) {
             self.counters.refused += 1;
+            self.report_refusal(cx, listener, received);
             return None;
         }
         let id = known.or_else(|| self.open_proxy(cx, client, target));
@@ -157,14 +159,35 @@ impl<W: World> Udp<W> {
         listener.direction == Direction::Inbound || cx.guard.admits_bypass(Protocol::Udp, ends, cx.now)
     }
 
+    /// Sends a refused client in the guest's namespace an error, as if the datagram's destination were behind a
+    /// firewall.
+    fn report_refusal(&self, cx: &mut Unlinked<'_, W>, listener: FlowId, received: &Received) {
+        let Some(Role::Listener(listener)) = self.sockets.get(listener).map(|socket| &socket.role) else {
+            return;
+        };
+        let Some(written_to) = received.local.or(listener.address) else { return };
+        // A socket of both families reports IPv4-mapped addresses.
+        let [from, to] = [received.from.ip(), written_to].map(|address| address.to_canonical());
+        let ends = Endpoints {
+            guest: SocketAddr::new(from, received.from.port()),
+            remote: SocketAddr::new(to, listener.port),
+        };
+        let first_len = received.segment_size.map_or(received.len, usize::from);
+        let quote = Quote::of_datagram(ends, first_len, &[]);
+        if let Some(message) = Unframed::new(Report::prohibited(from.is_ipv4()), &quote) {
+            cx.host.report_to_client(from, message.packet());
+        }
+    }
+
     fn open_proxy(&mut self, cx: &mut Unlinked<'_, W>, client: Client, target: SocketAddr) -> Option<FlowId> {
         let direction = match &self.sockets.get(client.listener)?.role {
             Role::Listener(listener) if client.peer.port() != 0 => listener.direction,
             _ => return None,
         };
         self.make_room_for_proxy(cx.now, cx.timers);
-        let connect = |udp: &Self, host: &mut W::Host| {
-            let id = udp.sockets.next_id().ok_or(Errno::ENFILE)?;
+        let connect = |udp: &mut Self, host: &mut W::Host| {
+            let id = udp.sockets.next_id().filter(|id| udp.proxies.reserve(id.index()));
+            let id = id.ok_or(Errno::ENOMEM)?;
             host.udp_connect(id, direction, target, client.peer.port())
         };
         let io = match connect(self, cx.host) {
@@ -179,7 +202,7 @@ impl<W: World> Udp<W> {
         let io = match io {
             Ok(io) => io,
             Err(errno) => {
-                account.close(How::Failed(errno));
+                account.close_unopened(errno);
                 return None;
             }
         };

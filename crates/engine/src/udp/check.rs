@@ -120,7 +120,7 @@ impl Checks {
             held_bytes: 0,
             read_bytes: 0,
             begun: Begun::new(hash_key),
-            copy: Vec::new(),
+            copy: Vec::with_capacity(wire::frame::MAX_LEN),
         }
     }
 

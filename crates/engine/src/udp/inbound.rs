@@ -381,7 +381,7 @@ impl<W: World> Udp<W> {
                 // If the guest already sees another peer with this address (Q24), the flow of that peer stays.
                 let taken = self.flows.find(&endpoints).is_some();
                 let new = Flow::new(endpoints, peer, socket, Origin::Host);
-                let id = if taken || retired { None } else { self.insert(new) };
+                let id = if taken || retired { None } else { self.insert(new, cx.timers) };
                 if let Some(id) = id {
                     let start = Start::of(Protocol::Udp, Direction::Inbound, endpoints);
                     let start = Start { peer: Some(peer), ..start };

@@ -15,6 +15,7 @@ mod datagram;
 mod group;
 mod inbound;
 mod listener;
+mod listing;
 mod member;
 mod review;
 mod room;
@@ -54,6 +55,7 @@ use crate::{
     memory::PayloadOf,
     nat::is_group,
     rate_limit::Load,
+    timer::Timers,
 };
 use bypass::{Client, Proxy};
 use check::Checks;
@@ -215,8 +217,8 @@ impl<W: World> Udp<W> {
             shared_ports: BTreeMap::new(),
             joined: Groups::default(),
             round: RoundNumber::FIRST,
-            train: Train::default(),
-            arrivals: Vec::new(),
+            train: Train::new(),
+            arrivals: Vec::with_capacity(2 * wire::frame::MAX_LEN),
             fragmenter: Fragmenter::default(),
             limits,
             counters: Drops::default(),
@@ -430,6 +432,10 @@ impl<W: World> Udp<W> {
         let Some(peer) = peer.filter(|_| valid) else {
             self.counters.invalid += 1;
             cx.note_invalid(Protocol::Udp, &endpoints);
+            if valid && cx.settings.is_virtual(endpoints.remote.ip()) {
+                let report = Report::unreachable(guest.is_ipv4());
+                report_unsent(report, endpoints, datagram.payload, datagram.segment_size, cx);
+            }
             return;
         };
         let admission = cx.admits(Protocol::Udp, &endpoints, peer);
@@ -459,51 +465,63 @@ impl<W: World> Udp<W> {
         let guest = endpoints.guest;
         let local = cx.outbound_source(guest.ip(), peer);
         let flow = self.socket_for(guest, peer, local, cx).and_then(|socket| {
-            self.insert(Flow::new(endpoints, peer, socket, Origin::Guest).leaving_from(local))
+            let flow = Flow::new(endpoints, peer, socket, Origin::Guest).leaving_from(local);
+            self.insert(flow, cx.timers).ok_or(Errno::ENOMEM)
         });
         self.end_surplus(Origin::Guest, cx.now, cx.guard, cx.timers);
         match flow {
-            Some(id) => {
+            Ok(id) => {
                 self.flows.set_account(id, cx.begin(Protocol::Udp, &endpoints, peer));
                 if cx.settings.services.multicast && peer.ip().is_multicast() {
                     self.note_use(cx.host, endpoints);
                 }
                 self.share_port(id, cx);
             }
-            None => self.counters.no_room += 1,
+            Err(errno) => {
+                self.counters.no_room += 1;
+                cx.begin(Protocol::Udp, &endpoints, peer).close_unopened(errno);
+            }
         }
-        flow
+        flow.ok()
     }
 
-    fn insert(&mut self, flow: Flow) -> Option<FlowId> {
-        let socket = self.sockets.get_mut(flow.socket)?;
+    /// Adds a flow. If there is no memory, closes its socket, unless other flows use it.
+    fn insert(&mut self, flow: Flow, timers: &mut Timers<FlowId>) -> Option<FlowId> {
+        let socket_id = flow.socket;
+        let socket = self.sockets.get_mut(socket_id)?;
         let (Endpoints { guest, remote }, peer) = (flow.endpoints, flow.peer);
-        let id = self.flows.insert(flow, &mut socket.flows)?;
+        let Some(id) = self.flows.insert(flow, &mut socket.flows, timers) else {
+            self.close_unused(socket_id, timers);
+            return None;
+        };
         log::debug!("{id}: {guest} <-> {remote} (host {peer})");
         Some(id)
     }
 
     /// A socket for datagrams of `guest` to `peer`, from the host's address `local` if it is given. The socket has no
     /// other flow with the same peer. Otherwise answers of the peer could not be distinguished (Q8).
+    ///
+    /// # Errors
+    /// There is no such socket, and the host can't open one.
     fn socket_for(
         &mut self,
         guest: SocketAddr,
         peer: SocketAddr,
         local: Option<IpAddr>,
         cx: &mut Context<'_, W>,
-    ) -> Option<FlowId> {
+    ) -> Result<FlowId, Errno> {
         if let Some(listener) = self.published_for(guest, peer, local, cx) {
-            return Some(listener);
+            return Ok(listener);
         }
         for ordinal in 0..ORDINALS {
             let Some(socket) = self.sockets.find(&SocketKey::Endpoint(guest, ordinal)) else {
                 return self.open_socket(guest, ordinal, cx);
             };
             if self.flows.find_peer(&PeerKey { socket, peer, guest }).is_none() {
-                return Some(socket);
+                return Ok(socket);
             }
         }
-        None
+        Err(Errno::EADDRINUSE)
     }
 
     /// The listener that forwards to `guest`, if any. For remotes, the listener's port is the guest's port. So the
@@ -549,6 +567,9 @@ impl<W: World> Udp<W> {
             self.counters.not_sent += 1;
         }
         let SendResult::Refused(errno, too_long) = sent else { return };
+        if too_long.is_none() {
+            flows.note_failure(&endpoints, errno);
+        }
         if let Some(report) = too_long.or(Report::of_refusal(errno, endpoints.guest.is_ipv4())) {
             report_unsent(report, endpoints, outbound.payload, outbound.segment_size, cx);
         }
@@ -581,8 +602,8 @@ fn report_unsent<W: World>(
 fn drain<W: World>(
     id: FlowId,
     io: &mut UdpOf<W>,
-    role: &Role,
-    flows: &FlowTable,
+    role: &mut Role,
+    flows: &mut FlowTable,
     cx: &mut Context<'_, W>,
 ) -> Option<Report> {
     let mut quote = [0; icmp::MAX_QUOTE];
@@ -594,19 +615,24 @@ fn drain<W: World>(
 /// Reports to the guest the error of a datagram that `socket` has sent, if the flow of this datagram still exists.
 fn report_error<W: World>(
     socket: FlowId,
-    role: &Role,
-    flows: &FlowTable,
+    role: &mut Role,
+    flows: &mut FlowTable,
     error: &QueuedError,
     quoted: &[u8],
     cx: &mut Context<'_, W>,
 ) {
     let Some(report) = error.report else { return };
     let peer = error.destination;
+    let errno = report.errno(peer.is_ipv4());
+    if let (Role::Proxy(proxy), Some(errno)) = (&mut *role, errno) {
+        proxy.account.note_failure(errno);
+    }
     let flow = role
         .guest_of(cx.settings, cx.guest, peer, error.local)
         .and_then(|guest| flows.find_peer(&PeerKey { socket, peer, guest }))
         .and_then(|id| flows.get(id));
     let Some(&Flow { endpoints, .. }) = flow else { return };
+    errno.into_iter().for_each(|errno| flows.note_failure(&endpoints, errno));
     let source =
         icmp::shown_offender(cx.settings, cx.guest, error.offender, peer.ip(), endpoints.remote.ip());
     icmp::send_error(source, report, &Quote::of_datagram(endpoints, quoted.len(), quoted), cx);

@@ -57,12 +57,15 @@ impl<W: World> Udp<W> {
     }
 
     /// Opens a new socket for an endpoint of the guest.
+    ///
+    /// # Errors
+    /// The error of the host.
     pub(super) fn open_socket(
         &mut self,
         guest: SocketAddr,
         ordinal: u8,
         cx: &mut Context<'_, W>,
-    ) -> Option<FlowId> {
+    ) -> Result<FlowId, Errno> {
         let share = self.limits.endpoints;
         if share.is_full(self.endpoints.len() + self.shared_ports.len() + self.members()) {
             if self.notices.endpoints.is_due(cx.now) {
@@ -81,13 +84,15 @@ impl<W: World> Udp<W> {
             opened => opened,
         };
         let role = Role::Endpoint { guest, ordinal };
-        let id = self.sockets.insert(Socket::new(io.ok()?, role, guest.is_ipv4())).ok()?;
+        let socket = Socket::new(io?, role, guest.is_ipv4());
+        let id = self.sockets.insert(socket).map_err(|_| Errno::ENFILE)?;
         self.endpoints.join(id);
-        Some(id)
+        Ok(id)
     }
 
-    fn try_open(&self, host: &mut W::Host, guest: SocketAddr) -> Result<UdpOf<W>, Errno> {
-        let id = self.sockets.next_id().ok_or(Errno::ENFILE)?;
+    fn try_open(&mut self, host: &mut W::Host, guest: SocketAddr) -> Result<UdpOf<W>, Errno> {
+        let id = self.sockets.next_id().filter(|id| self.endpoints.reserve(id.index()));
+        let id = id.ok_or(Errno::ENOMEM)?;
         host.udp_open(id, guest.ip(), guest.port())
     }
 
@@ -201,7 +206,7 @@ impl<W: World> Udp<W> {
     }
 
     /// Closes a socket that no flow and no client uses, unless it is a listener or a socket of a group.
-    fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
+    pub(super) fn close_unused(&mut self, id: FlowId, timers: &mut Timers<FlowId>) {
         let Some(socket) = self.sockets.get_mut(id).filter(|socket| socket.is_unused()) else { return };
         match socket.role {
             Role::Listener(_) | Role::Member(_) | Role::Proxy(_) => return,

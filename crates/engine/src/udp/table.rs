@@ -11,7 +11,9 @@ use super::{RoundNumber, train::Extent};
 use crate::{
     events::{Account, How},
     flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
+    host::Errno,
     idle::{Activity, Chain, Idle, Links, Timeouts},
+    listing::{Lister, Page},
     share::Share,
     timer::{Instant, Timers},
 };
@@ -177,9 +179,19 @@ impl FlowTable {
     }
 
     /// Adds a flow to the table and to the list of its `socket`. Neither of the flow's keys may be in the table. After
-    /// that, the table may exceed its limit: see [`FlowTable::surplus`].
-    pub(super) fn insert(&mut self, flow: Flow, socket: &mut Chain) -> Option<FlowId> {
+    /// that, the table may exceed its limit: see [`FlowTable::surplus`]. None if there is no memory.
+    pub(super) fn insert(
+        &mut self,
+        flow: Flow,
+        socket: &mut Chain,
+        timers: &mut Timers<FlowId>,
+    ) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
+        let index = self.flows.next_timed_id(timers)?.index();
+        self.by_peer.try_reserve(1).ok()?;
+        if !self.by_socket.reserve(index) || !self.idle(begun).reserve(index) {
+            return None;
+        }
         let id = self.flows.insert(flow).ok()?;
         self.by_peer.insert(key, id);
         self.by_socket.push(socket, id.index());
@@ -236,6 +248,26 @@ impl FlowTable {
         if let Some(flow) = self.flows.get_mut(id) {
             flow.account.count(from == flow.begun, extent.len, extent.count());
         }
+    }
+
+    /// Reports that a datagram of a flow did not arrive.
+    pub(super) fn note_failure(&mut self, endpoints: &Endpoints, errno: Errno) {
+        if let Some(flow) = self.flows.find(endpoints).and_then(|id| self.flows.get_mut(id)) {
+            flow.account.note_failure(errno);
+        }
+    }
+
+    /// Lists the flows of a page. Returns the next slot, if there are more slots.
+    pub(super) fn list(&mut self, page: Page, lister: &mut Lister<'_>) -> Option<u32> {
+        let timeouts = self.limits.timeouts();
+        let (flows, next) = self.flows.page_mut(page.from, page.slots);
+        for (id, flow) in flows {
+            let (state, active) = (flow.activity.state(), flow.activity.last(timeouts));
+            lister.add((id, &flow.account), state, active, |listed| {
+                listed.totals = Some(flow.account.counted());
+            });
+        }
+        next
     }
 
     /// Reports the end of all flows, because the program ends.

@@ -60,7 +60,7 @@ impl Extent {
 }
 
 /// A train of one flow, to which datagrams are added.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Train {
     head: Option<Head>,
     /// A buffer. The train's payload is at its start.
@@ -86,6 +86,11 @@ impl Train {
     /// Whether there is a train of this flow.
     pub(super) fn is_of(&self, flow: FlowId) -> bool {
         self.head.is_some_and(|head| head.flow == flow)
+    }
+
+    /// An empty train. All memory is allocated now.
+    pub(super) fn new() -> Self {
+        Self { head: None, payload: Vec::with_capacity(MAX_TRAIN_LEN) }
     }
 
     /// Appends a datagram. Returns false if the datagram must not be joined with the train.

@@ -2,6 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's own helpers fail by panicking")]
 
+use sys::failing_allocator::FailingAllocator;
+
+/// Lets allocations fail in the test `allocations`. In all other tests, it is the system's allocator.
+#[global_allocator]
+static ALLOCATOR: FailingAllocator = FailingAllocator;
+
+mod allocations;
 mod application;
 mod guest;
 mod network;
@@ -12,11 +19,13 @@ mod ends;
 mod from_guest;
 mod handshake;
 mod hostile;
+mod lies;
 mod limit;
 mod matrix;
 mod names;
 mod questions;
 mod replacement;
 mod resolvers;
+mod storms;
 mod to_guest;
 mod urgent;

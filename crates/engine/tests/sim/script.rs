@@ -17,6 +17,7 @@ use engine::{
     stack::{Round, Stack},
     timer::Instant,
 };
+use sys::failing_allocator::exempt;
 use testkit::{
     guest::{headers, segment},
     host::VirtualHost,
@@ -131,6 +132,7 @@ impl Script {
 
     /// Runs a round of the engine with these events, and more rounds until nothing is left to send.
     pub(crate) fn engine<R>(&mut self, events: impl FnOnce(&mut Round<'_, Scripted>) -> R) -> R {
+        exempt(false); // of the test `allocations`: only allocations of the engine count
         let now = Instant::from_micros(self.now);
         let mut round = self.stack.round(now, &mut self.host, &mut self.link);
         let result = events(&mut round);
@@ -138,6 +140,7 @@ impl Script {
         while pressure == Pressure::MoreToSend {
             pressure = self.stack.round(now, &mut self.host, &mut self.link).finish();
         }
+        exempt(true);
         result
     }
 
@@ -167,6 +170,38 @@ impl Script {
             }
         });
         self.settle();
+    }
+
+    /// The guest sends these frames, each with its offload metadata, in one round.
+    pub(crate) fn many<'a>(&mut self, frames: impl Iterator<Item = &'a (Vec<u8>, Offload)>) {
+        self.engine(|round| {
+            for (bytes, offload) in frames {
+                round.frame(frame::head(bytes), bytes, offload);
+            }
+        });
+        self.settle();
+    }
+
+    /// The socket that was opened first.
+    pub(crate) fn peer_of_first(&self) -> Peer {
+        self.host.peers[0].clone()
+    }
+
+    /// The link accepts this many frames until they are taken.
+    pub(crate) fn limit_link(&mut self, most: usize) {
+        self.link.most = Some(most);
+        self.engine(|round| round.link_has_room());
+    }
+
+    /// The guest sends a frame with open checksums.
+    pub(crate) fn offloaded(&mut self, (bytes, offload): &(Vec<u8>, Offload)) {
+        self.engine(|round| round.frame(frame::head(bytes), bytes, offload));
+        self.settle();
+    }
+
+    /// The frames that the engine has sent.
+    pub(crate) fn sent_frames(&mut self) -> Vec<Vec<u8>> {
+        self.link.take().into_iter().map(|(bytes, _)| bytes).collect()
     }
 
     /// Checks that the engine has sent this segment. It must be the oldest segment that was not compared yet.
@@ -215,6 +250,11 @@ impl Script {
 
     /// The frame of a segment of the guest, from its line.
     pub(crate) fn write(&self, line: &str) -> Vec<u8> {
+        self.write_with(line, None)
+    }
+
+    /// The frame of a segment of the guest, from its line. If `raw_options` are given, they replace all options.
+    pub(crate) fn write_with(&self, line: &str, raw_options: Option<&[u8]>) -> Vec<u8> {
         let parsed = Line::parse(line);
         let payload_len = (parsed.end - parsed.start) as usize;
         let mut options_bytes = [0; MAX_OPTIONS_LEN];
@@ -229,7 +269,11 @@ impl Script {
         for &(start, end) in &parsed.sack {
             options.sack.push(absolute(start, our_iss), absolute(end, our_iss));
         }
-        let options_len = options.emit(&mut options_bytes);
+        let mut options_len = options.emit(&mut options_bytes);
+        if let Some(raw) = raw_options {
+            options_len = raw.len();
+            options_bytes[..options_len].copy_from_slice(raw);
+        }
         let mut header = Header::new(
             (self.guest.port(), self.remote.port()),
             absolute(parsed.start, self.guest_iss),

@@ -38,6 +38,54 @@ fn the_last_available_segment_has_push_r82() {
     assert_eq!(script.sent(), ["P. 1:11 ack 1 win 32768"]);
 }
 
+/// The last segment has the FIN, if the end is known and the bytes fit in one segment.
+#[test]
+fn the_fin_is_sent_with_the_last_bytes() {
+    let mut script = Script::connected();
+    script.peer().arrive(1000);
+    script.peer().end();
+    script.settle();
+    script.us("FP. 1:1001 ack 1");
+    script.quiet();
+    // The guest has lost the segment. Then it acknowledges the data only, and later the FIN, too.
+    script.pass(400 * MILLISECOND);
+    script.us(". 1:1001 ack 1");
+    script.us("F. 1001:1001 ack 1");
+    script.guest(". 1:1 ack 1001");
+    assert_eq!(script.peer().unread(), 0);
+    script.guest(". 1:1 ack 1002");
+    script.pass(SECOND);
+    script.quiet();
+}
+
+#[test]
+fn the_fin_is_sent_alone_after_a_super_frame() {
+    let mut script = Script::connected();
+    script.peer().arrive(3000);
+    script.peer().end();
+    script.settle();
+    script.us("P. 1:3001 ack 1");
+    script.us("F. 3001:3001 ack 1");
+    script.quiet();
+}
+
+/// The stream of a failed socket has no end, even if a FIN came before the error.
+#[test]
+fn the_last_bytes_before_an_error_have_no_fin() {
+    let mut script = Script::connected();
+    script.set_link_full(true);
+    script.peer().arrive(1000);
+    script.peer().end();
+    script.settle();
+    script.peer().fail(CONNECTION_RESET);
+    script.settle();
+    script.set_link_full(false);
+    script.us("P. 1:1001 ack 1");
+    script.quiet();
+    script.guest(". 1:1 ack 1001");
+    script.us("R. 1001:1001 ack 1");
+}
+
 #[test]
 fn data_is_sent_when_a_full_link_has_room_again_r64() {
     let mut script = Script::connected();
@@ -169,8 +217,7 @@ fn a_fin_needs_room_in_the_window_r68() {
     script.peer().arrive(1024);
     script.peer().end();
     script.settle();
-    script.us(". 1:1025 ack 1");
-    script.us("F. 1025:1025 ack 1");
+    script.us("F. 1:1025 ack 1");
     // The guest had no room. Then it has room for the data, but not for the FIN.
     script.guest(". 1:1 ack 1 win 0");
     script.guest(". 1:1 ack 1 win 8");

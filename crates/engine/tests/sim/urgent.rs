@@ -132,10 +132,7 @@ fn a_socket_that_stops_at_the_mark_is_peeked_again() {
         script.us("U. 1:10 ack 1 urg 10");
         script.quiet();
         script.guest(". 1:1 ack 10");
-        script.us("U. 10:21 ack 1 urg 1");
-        if ended {
-            script.us("F. 21:21 ack 1");
-        }
+        script.us(if ended { "FU. 10:21 ack 1 urg 1" } else { "U. 10:21 ack 1 urg 1" });
         script.quiet();
     }
 }

@@ -35,6 +35,18 @@ impl Class {
     const ALL: [Self; 6] =
         [Self::Outgoing, Self::Incoming, Self::LocalOut, Self::LocalIn, Self::Listener, Self::Pipe];
 
+    /// The name of the class, for counts.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Outgoing => "tcp_out",
+            Self::Incoming => "tcp_in",
+            Self::LocalOut => "local_tcp_out",
+            Self::LocalIn => "local_tcp_in",
+            Self::Listener => "listeners",
+            Self::Pipe => "pipes",
+        }
+    }
+
     /// Number of files that one member of the class needs.
     const fn files(self) -> usize {
         match self {
@@ -153,6 +165,14 @@ impl Ledger {
         if self.exhausted.borrow_mut().is_due(self.now()) {
             log::warn!("No socket for a flow: {errno}");
         }
+    }
+
+    /// The classes: the name, the number of open files, and the number of files that no other class may use.
+    pub(crate) fn classes(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        Class::ALL.into_iter().map(|class| {
+            let account = self.account(class);
+            (class.name(), account.used.get(), account.reserve)
+        })
     }
 
     fn borrowed_by_others(&self, class: Class) -> usize {

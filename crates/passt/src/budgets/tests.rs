@@ -6,7 +6,7 @@ const GIB: u64 = 1 << 30;
 
 /// The budgets of a pasta process with this limit of open files, this number of listening sockets and plenty of memory.
 pub(super) fn budgets(files: u64, listeners: usize) -> Budgets {
-    let needs = Needs { listeners, namespace: true, vhost_user: false };
+    let needs = Needs { listeners, namespace: true, ..Needs::default() };
     Budgets::new(&Resources { files, memory: 64 * GIB }, &needs)
 }
 
@@ -47,7 +47,8 @@ fn shares_of_files() {
     }
 }
 
-/// Without a namespace, no file is reserved for local connections. The descriptors of a front-end are reserved first.
+/// Without a namespace, no file is reserved for local connections. The descriptors of a front-end and of API clients are reserved
+/// first.
 #[test]
 fn shares_of_a_machine() {
     let resources = Resources { files: 1024, memory: 64 * GIB };
@@ -55,6 +56,8 @@ fn shares_of_a_machine() {
     assert_eq!(files(&passt), [152, 1, 30, 30, 45, 45, 0, 30, 0, 0, 643]);
     let vhost_user = Budgets::new(&resources, &Needs { vhost_user: true, ..Needs::default() });
     assert_eq!(files(&passt).iter().sum::<usize>() - files(&vhost_user).iter().sum::<usize>(), VHOST_USER);
+    let api = Budgets::new(&resources, &Needs { api: 68, ..Needs::default() });
+    assert_eq!(files(&passt).iter().sum::<usize>() - files(&api).iter().sum::<usize>(), 68);
 }
 
 /// With little memory, there are few files, flows and queues, and log messages name memory as the reason.
@@ -112,7 +115,7 @@ proptest! {
     ) {
         let resources = Resources { files, memory };
         let listeners = (listeners * listeners_at_start(&resources) as f64) as usize;
-        let needs = Needs { listeners, namespace, vhost_user };
+        let needs = Needs { listeners, namespace, vhost_user, ..Needs::default() };
         let budgets = Budgets::new(&resources, &needs);
         let (basis, _) = basis(&resources);
         let all = budgets.reserved() + budgets.pool;

@@ -14,6 +14,7 @@ use engine::forward::{
     spec::{self, Context, Direction, Spec, SpecError},
 };
 
+use super::slirp4netns;
 use crate::config::{Config, GuestLink, MapHostLoopback, Mode, NameCheck, Target, Verbosity};
 
 /// The directory in which `ip netns` keeps its namespaces.
@@ -36,6 +37,8 @@ pub struct Args {
     pub(super) no_copy_addrs: bool,
     pub(super) no_splice: bool,
     pub(super) splice_only: bool,
+    pub(super) no_api: bool,
+    pub(super) slirp4netns: slirp4netns::Given,
     ports: Vec<PortOption>,
 }
 
@@ -52,6 +55,9 @@ impl Args {
     pub(super) fn new(mode: Mode, vhost_user: bool) -> Self {
         let mut config = Config::new(mode);
         config.passt.vhost_user = vhost_user;
+        if mode == Mode::Slirp4netns {
+            slirp4netns::set_defaults(&mut config);
+        }
         Self {
             config,
             netmask: None,
@@ -66,6 +72,8 @@ impl Args {
             no_copy_addrs: false,
             no_splice: false,
             splice_only: false,
+            no_api: false,
+            slirp4netns: slirp4netns::Given::default(),
             ports: Vec::new(),
         }
     }
@@ -92,36 +100,54 @@ impl Args {
         operands: Vec<OsString>,
         ephemeral: impl FnOnce() -> RangeInclusive<u16>,
     ) -> Result<Config, String> {
+        if self.config.mode == Mode::Slirp4netns {
+            slirp4netns::finish(&mut self.config, &self.slirp4netns, &operands)?;
+            return Ok(self.config);
+        }
         self.prefix_lengths()?;
         self.host_loopback();
         self.splice()?;
         self.copying()?;
         self.implied();
+        self.api()?;
         self.guard()?;
         self.logs()?;
         match self.config.mode {
             Mode::Pasta => self.target(operands)?,
-            Mode::Passt => {
+            Mode::Passt | Mode::Slirp4netns => {
                 if let Some(extra) = operands.first() {
                     return Err(format!("Extra non-option argument: {}", extra.display()));
                 }
             }
         }
+        if self.config.stats.is_some() && !self.config.foreground {
+            return Err(
+                "--stats needs --foreground or a command: in the background, nobody would see it".into()
+            );
+        }
         self.forwarding(ephemeral)?;
         Ok(self.config)
     }
 
+    fn api(&mut self) -> Result<(), String> {
+        if self.no_api && self.config.asks_for_api() {
+            return Err("--no-api can't be used with --api-socket or --api-fd".into());
+        }
+        self.config.api.take_if(|_| self.no_api);
+        Ok(())
+    }
+
     fn guard(&self) -> Result<(), String> {
-        let Config { rules, policy, policy_audit, policy_names, policy_ech, conf_path, .. } = &self.config;
+        let Config { rules, policy, policy_audit, policy_names, policy_ech, .. } = &self.config;
         let given = [
             (*policy_audit, "--policy-audit"),
             (*policy_names != NameCheck::default(), "--policy-names"),
             (*policy_ech != Ech::default(), "--policy-ech"),
         ];
-        let without_rules = rules.is_empty() && policy.is_none() && conf_path.is_none();
+        let without_rules = rules.is_empty() && policy.is_none() && !self.config.rules_may_change();
         if let Some((_, option)) = given.iter().find(|(given, _)| *given && without_rules) {
             return Err(format!(
-                "{option} needs rules: --allow, --deny or --policy, or --conf-path for those of pesto"
+                "{option} needs rules: --allow, --deny or --policy, or --conf-path or --api-socket for those of clients"
             ));
         }
         if *policy_names == NameCheck::Address && *policy_ech == Ech::Refuse {
@@ -176,7 +202,7 @@ impl Args {
             (true, false) => Bypass::Never,
             (false, true) => Bypass::Only,
             // A virtual machine has no sockets on this machine, so no connection can bypass the link.
-            (false, false) if config.mode == Mode::Passt => Bypass::Never,
+            (false, false) if config.mode != Mode::Pasta => Bypass::Never,
             (false, false) => Bypass::Local,
         };
         if config.splice == Bypass::Only {

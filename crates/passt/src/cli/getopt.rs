@@ -9,11 +9,15 @@ use std::ffi::OsString;
 
 use lexopt::{Arg, Parser};
 
-use super::options::{self, Action, Opt};
+use super::options::{self, Action, Group, Opt};
+use crate::config::Mode;
 
 /// Reads the options in the order of the command line.
 pub(super) struct Getopt {
     parser: Parser,
+    groups: &'static [Group],
+    /// Operands before options. `None`: options end at the first operand.
+    operands: Option<Vec<OsString>>,
 }
 
 /// An option, or the operands.
@@ -32,9 +36,14 @@ pub(super) enum Item {
 }
 
 impl Getopt {
-    /// Reads `args`, without the program's name.
-    pub(super) fn new(args: Vec<OsString>) -> Self {
-        Self { parser: Parser::from_args(args) }
+    /// Reads `args`, without the program's name. slirp4netns accepts operands before options; passt and pasta do not,
+    /// since the arguments of a command are not theirs.
+    pub(super) fn new(args: Vec<OsString>, mode: Mode) -> Self {
+        Self {
+            parser: Parser::from_args(args),
+            groups: options::groups(mode),
+            operands: (mode == Mode::Slirp4netns).then(Vec::new),
+        }
     }
 
     /// Returns the next option, or the operands after the last option.
@@ -42,23 +51,26 @@ impl Getopt {
     /// # Errors
     /// The message of GNU getopt, without the program's name.
     pub(super) fn next(&mut self) -> Result<Item, String> {
-        let arg = match self.parser.next() {
-            Ok(arg) => arg,
-            // For `-d=x`, getopt treats `=` as the next option of the bundle.
-            Err(_) => return Err(invalid_short('=')),
+        let arg = loop {
+            match (self.parser.next(), &mut self.operands) {
+                (Ok(Some(Arg::Value(operand))), Some(operands)) => operands.push(operand),
+                (Ok(arg), _) => break arg,
+                // For `-d=x`, getopt treats `=` as the next option of the bundle.
+                (Err(_), _) => return Err(invalid_short('=')),
+            }
         };
         let (opt, typed_as) = match arg {
-            None => return Ok(Item::Operands(Vec::new())),
+            None => return Ok(Item::Operands(self.operands.take().unwrap_or_default())),
             Some(Arg::Value(first)) => {
                 let rest = self.parser.raw_args().map_err(|error| error.to_string())?;
                 return Ok(Item::Operands(std::iter::once(first).chain(rest).collect()));
             }
             Some(Arg::Short(letter)) => {
-                let opt = options::all().find(|opt| opt.short == Some(letter));
+                let opt = all(self.groups).find(|opt| opt.short == Some(letter));
                 (opt.ok_or_else(|| invalid_short(letter))?, format!("-{letter}"))
             }
             Some(Arg::Long(name)) => {
-                let (opt, name) = find_long(name)?;
+                let (opt, name) = find_long(name, self.groups)?;
                 (opt, format!("--{name}"))
             }
         };
@@ -81,8 +93,8 @@ impl Getopt {
 /// Finds the option with this name. If there is none, finds the option with the only name that starts with `name`. If
 /// several names start with `name`, names of the C programs' options take precedence over names of our own options.
 /// Also returns the full name.
-fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
-    let names = || options::all().flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
+fn find_long(name: &str, groups: &'static [Group]) -> Result<(&'static Opt, &'static str), String> {
+    let names = || all(groups).flat_map(|opt| opt.long.iter().map(move |long| (opt, *long)));
     if let Some(exact) = names().find(|(_, long)| *long == name) {
         return Ok(exact);
     }
@@ -99,6 +111,10 @@ fn find_long(name: &str) -> Result<(&'static Opt, &'static str), String> {
             Err(format!("option '--{name}' is ambiguous; possibilities:{names}"))
         }
     }
+}
+
+fn all(groups: &'static [Group]) -> impl Iterator<Item = &'static Opt> {
+    groups.iter().flat_map(|group| group.options)
 }
 
 fn invalid_short(letter: char) -> String {

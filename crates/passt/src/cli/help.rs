@@ -1,6 +1,6 @@
 //! Help and version texts. The help text is generated from the table of options.
 
-use super::options::{Action, GROUPS, Modes, Opt};
+use super::options::{Action, Modes, Opt, groups};
 use crate::config::Mode;
 
 /// The capabilities of a vhost-user back-end, in the format that front-ends expect (behaviour §2.2).
@@ -19,11 +19,16 @@ pub(super) fn usage(program: &str, mode: Mode) -> String {
              Connect a network namespace to the host's network: a new one for COMMAND or a\n\
              shell, that of the process PID, or the one with this PATH or NAME.\n"
         ),
+        Mode::Slirp4netns => format!(
+            "Usage: {program} [OPTION]... PID|PATH TAPNAME\n\n\
+             Connect the network namespace of the process PID, or the one with this PATH, to\n\
+             the host's network, through a virtual network on the interface TAPNAME.\n"
+        ),
         Mode::Passt => {
             format!("Usage: {program} [OPTION]...\n\nConnect a virtual machine to the host's network.\n")
         }
     };
-    for group in &GROUPS {
+    for group in groups(mode) {
         let mut options = group.options.iter().filter(|opt| in_mode(opt, mode)).peekable();
         if options.peek().is_some() {
             text.push_str(&format!("\n{}:\n", group.title));
@@ -48,8 +53,10 @@ pub(super) fn version(mode: Mode) -> String {
 
 fn in_mode(opt: &Opt, mode: Mode) -> bool {
     match opt.modes {
+        // slirp4netns has a table of its own.
+        _ if mode == Mode::Slirp4netns => true,
         Modes::Both => true,
-        Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
+        Modes::MainlyPasst | Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
         Modes::Pasta => mode == Mode::Pasta,
     }
 }

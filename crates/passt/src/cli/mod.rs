@@ -9,6 +9,7 @@ mod getopt;
 mod help;
 mod later;
 pub mod options;
+mod slirp4netns;
 mod value;
 
 use std::{
@@ -42,23 +43,18 @@ pub enum Invocation {
 /// An invalid command line. The caller prints it on standard error and exits with status 1 (behaviour §1.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
+    /// The program's name, as the caller gave it.
+    program: String,
     message: String,
-    usage: Option<String>,
-}
-
-impl Error {
-    fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), usage: None }
-    }
+    /// Whether the help text would tell what is right.
+    see_help: bool,
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        match &self.usage {
-            None => Ok(()),
-            Some(usage) => write!(f, "\n{}", usage.trim_end()),
-        }
+        let Self { program, message, see_help } = self;
+        write!(f, "{program}: {message}")?;
+        if *see_help { write!(f, "\nSee '{program} --help'.") } else { Ok(()) }
     }
 }
 
@@ -76,11 +72,7 @@ pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     ephemeral: impl FnOnce() -> RangeInclusive<u16>,
 ) -> Result<Invocation, Error> {
-    let invocation = read(args, ephemeral)?;
-    if let Invocation::Run(config) = &invocation {
-        later::refuse(config).map_err(Error::new)?;
-    }
-    Ok(invocation)
+    read_then(args, ephemeral, later::refuse)
 }
 
 /// Like [`parse`], but accepts options that are not supported yet.
@@ -91,27 +83,37 @@ pub fn read(
     args: impl IntoIterator<Item = OsString>,
     ephemeral: impl FnOnce() -> RangeInclusive<u16>,
 ) -> Result<Invocation, Error> {
+    read_then(args, ephemeral, |_| Ok(()))
+}
+
+/// Reads a command line, and passes its configuration to `check`.
+fn read_then(
+    args: impl IntoIterator<Item = OsString>,
+    ephemeral: impl FnOnce() -> RangeInclusive<u16>,
+    check: impl FnOnce(&Config) -> Result<(), String>,
+) -> Result<Invocation, Error> {
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default();
+    let name = program.to_string_lossy();
+    let error = |message: String, see_help| Error { program: name.clone().into(), message, see_help };
+    let plain = |message| error(message, false);
     let rest: Vec<OsString> = args.collect();
 
-    let vhost_user = asks_for_vhost_user(&rest);
+    let named = mode_of(&program);
+    let vhost_user = named != Some(Mode::Slirp4netns) && asks_for_vhost_user(&rest);
     let mode = match vhost_user {
         true => Mode::Passt,
-        false => mode_of(&program).ok_or_else(|| {
-            Error::new("Cannot determine mode from the program's name, invoke as \"passt\" or \"pasta\"")
+        false => named.ok_or_else(|| {
+            plain(
+                "Cannot determine mode from the program's name, invoke as \"passt\", \"pasta\" or \"slirp4netns\"".into(),
+            )
         })?,
     };
-    let name = program.to_string_lossy();
 
     let mut typed = Args::new(mode, vhost_user);
-    let mut items = Getopt::new(rest);
+    let mut items = Getopt::new(rest, mode);
     let operands = loop {
-        let item = items.next().map_err(|error| Error {
-            message: format!("{name}: {error}"),
-            usage: Some(help::usage(&name, mode)),
-        })?;
-        match item {
+        match items.next().map_err(|message| error(message, true))? {
             Item::Operands(operands) => break operands,
             Item::Option { opt, typed_as, value } => match opt.action {
                 Action::Show(Show::Help) => return Ok(Invocation::Help(help::usage(&name, mode))),
@@ -119,16 +121,19 @@ pub fn read(
                 Action::Show(Show::Capabilities) => {
                     return Ok(Invocation::Capabilities(help::CAPABILITIES.into()));
                 }
-                _ => apply(opt, &typed_as, value.as_deref(), &mut typed)?,
+                _ => apply(opt, &typed_as, value.as_deref(), &mut typed).map_err(plain)?,
             },
         }
     };
-    let config = typed.finish(operands, ephemeral).map_err(Error::new)?;
+    // The caller of slirp4netns may have expected the options of pasta.
+    let config =
+        typed.finish(operands, ephemeral).map_err(|message| error(message, mode == Mode::Slirp4netns))?;
+    check(&config).map_err(plain)?;
     Ok(Invocation::Run(Box::new(config)))
 }
 
 /// Stores an option in `args`.
-fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> Result<(), Error> {
+fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> Result<(), String> {
     let wrong_mode = match (opt.modes, args.config.mode) {
         (Modes::Pasta, Mode::Passt) => Some("pasta"),
         (Modes::Passt, Mode::Pasta) => Some("passt"),
@@ -136,7 +141,7 @@ fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> R
         _ => None,
     };
     if let Some(right) = wrong_mode {
-        return Err(Error::new(format!("{typed_as} is for {right} mode only")));
+        return Err(format!("{typed_as} is for {right} mode only"));
     }
     let outcome = match (opt.action, value) {
         (Action::Flag(set), _) => {
@@ -149,14 +154,16 @@ fn apply(opt: &Opt, typed_as: &str, value: Option<&OsStr>, args: &mut Args) -> R
         }
         (Action::Value(..) | Action::Ports(..), None) | (Action::Show(_), _) => Ok(()),
     };
-    outcome.map_err(|message| Error::new(format!("{typed_as}: {message}")))
+    outcome.map_err(|message| format!("{typed_as}: {message}"))
 }
 
-/// The mode that the program's name selects (behaviour §1.1). passt4netns is a former name of pasta.
+/// The mode that the program's name selects (behaviour §1.1.2). passt4netns is a former name of pasta.
 fn mode_of(program: &OsStr) -> Option<Mode> {
     let base = Path::new(program).file_name()?.as_bytes();
     let contains = |name: &[u8]| base.windows(name.len()).any(|window| window == name);
-    if contains(b"pasta") || contains(b"passt4netns") {
+    if contains(b"slirp4netns") {
+        Some(Mode::Slirp4netns)
+    } else if contains(b"pasta") || contains(b"passt4netns") {
         Some(Mode::Pasta)
     } else if contains(b"passt") {
         Some(Mode::Passt)
@@ -168,7 +175,7 @@ fn mode_of(program: &OsStr) -> Option<Mode> {
 /// Whether `--vhost-user` is among the options. The option selects passt mode, even if the program's name selects pasta
 /// (behaviour §1.1.1). Arguments of a command are not options. Errors are ignored here: [`read`] reports them.
 fn asks_for_vhost_user(args: &[OsString]) -> bool {
-    let mut items = Getopt::new(args.to_vec());
+    let mut items = Getopt::new(args.to_vec(), Mode::Passt);
     loop {
         match items.next() {
             Ok(Item::Option { opt, .. }) if opt.long.contains(&"vhost-user") => return true,

@@ -11,7 +11,7 @@ use engine::forward::IfName;
 use wire::ethernet::Mac;
 
 /// Maximum length of a path of a UNIX socket in bytes: the length of `sun_path` without the terminating zero.
-const SOCKET_PATH_MAX: usize = 107;
+pub(super) const SOCKET_PATH_MAX: usize = 107;
 
 /// An unsigned number: decimal, octal after `0`, hexadecimal after `0x`. Leading blanks and one `+` are accepted
 /// (behaviour §2.1).

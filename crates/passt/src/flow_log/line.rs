@@ -7,8 +7,11 @@ use std::time::Duration;
 use engine::events::{Basis, End, Event, Flow, How, Refusal, Refused};
 use engine::flow::{Endpoints, Protocol};
 use engine::forward::spec::Direction;
+use engine::host::Totals;
 use engine::timer::Instant;
 use serde::Serialize;
+
+use super::reason;
 
 /// Maximum length of the text of a rule or reason, in bytes. The text of a rule with many ports may be longer, and is
 /// cut.
@@ -16,9 +19,11 @@ const MAX_TEXT: usize = 1000;
 
 /// The fields of a line, in order. A field that is `None` is left out.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Line<'a> {
-    time: f64,
-    event: &'static str,
+pub(crate) struct Line<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     program: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -33,6 +38,8 @@ pub(super) struct Line<'a> {
     audit: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ip_protocol: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     direction: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,10 +86,10 @@ pub(super) struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// The first line of the file.
-    pub(super) fn heading(program: &'static str, truncated: bool, time: f64) -> Self {
+    pub(crate) fn heading(program: &'static str, truncated: bool, time: f64) -> Self {
         Self {
-            time,
-            event: "log",
+            time: Some(time),
+            event: Some("log"),
             program: Some(program),
             version: Some(env!("CARGO_PKG_VERSION")),
             truncated: truncated.then_some(true),
@@ -91,23 +98,30 @@ impl<'a> Line<'a> {
     }
 
     /// The line of an event. The present time is `time`, in seconds since 1970, and `now` on the engine's clock.
-    pub(super) fn of(event: &'a Event, time: f64, now: Instant) -> Self {
+    pub(crate) fn of(event: &'a Event, time: f64, now: Instant) -> Self {
         let line = match event {
-            Event::Begin(flow) => Self { event: "begin", ..Self::of_flow(flow) },
+            Event::Begin(flow) => Self { event: Some("begin"), ..Self::of_flow(flow) },
             Event::End(end) => Self::of_end(end, now),
+            Event::Failure(failure) => Self {
+                event: Some("failure"),
+                errno: Some(failure.errno.0),
+                reason: Some(reason::of_failure(failure).into()),
+                ..Self::of_flow(&failure.flow)
+            },
             Event::Refusal(refusal) => Self::of_refusal(refusal),
         };
-        Self { time, ..line }
+        Self { time: Some(time), ..line }
     }
 
     /// Appends the line, with its end.
-    pub(super) fn add_to(&self, text: &mut String) {
+    pub(crate) fn add_to(&self, text: &mut String) {
         // Serialization fails only for maps whose keys are not strings. A line has no such map.
         text.push_str(&serde_json::to_string(self).unwrap_or_default());
         text.push('\n');
     }
 
-    fn of_flow(flow: &'a Flow) -> Self {
+    /// The facts from the begin of a flow, without a time and an event.
+    pub(crate) fn of_flow(flow: &'a Flow) -> Self {
         let start = &flow.start;
         let direction = match start.direction {
             Direction::Inbound => "inbound",
@@ -125,36 +139,46 @@ impl<'a> Line<'a> {
     }
 
     fn of_end(end: &'a End, now: Instant) -> Self {
-        let (how, errno) = match end.how {
-            How::Closed => ("closed", None),
-            How::GuestReset => ("reset-by-guest", None),
-            How::Reset => ("reset", None),
-            How::Failed(errno) => ("failed", Some(errno.0)),
-            How::Aborted => ("aborted", None),
-            How::Refused => ("refused", None),
-            How::Forbidden => ("forbidden", None),
-            How::Idle => ("idle", None),
-            How::Displaced => ("displaced", None),
-            How::Exit => ("exit", None),
+        let how = match end.how {
+            How::Closed => "closed",
+            How::GuestReset => "reset-by-guest",
+            How::Reset => "reset",
+            How::Failed(_) => "failed",
+            How::Aborted(_) => "aborted",
+            How::Refused => "refused",
+            How::Forbidden => "forbidden",
+            How::Idle => "idle",
+            How::Displaced => "displaced",
+            How::Requested => "requested",
+            How::Exit => "exit",
         };
-        let (sent, received) = end.totals.map(|totals| (totals.sent, totals.received)).unzip();
         Self {
-            event: "end",
-            name: end.name.as_deref(),
+            event: Some("end"),
             how: Some(how),
-            errno,
+            errno: reason::errno(end).map(|errno| errno.0),
+            reason: reason::of_end(end).map(Into::into),
             seconds: Some(seconds(now.since(end.flow.begun))),
+            ..Self::of_flow(&end.flow)
+        }
+        .having(end.name.as_deref(), end.totals)
+    }
+
+    /// Adds the name that the client has sent, and the traffic.
+    pub(crate) fn having(self, name: Option<&'a str>, totals: Option<Totals>) -> Self {
+        let (sent, received) = totals.map(|totals| (totals.sent, totals.received)).unzip();
+        Self {
+            name,
             bytes_sent: sent.map(|sent| sent.bytes),
             bytes_received: received.map(|received| received.bytes),
             packets_sent: sent.and_then(|sent| sent.packets),
             packets_received: received.and_then(|received| received.packets),
-            ..Self::of_flow(&end.flow)
+            ..self
         }
     }
 
     fn of_refusal(refusal: &'a Refusal) -> Self {
         let line = Self {
-            event: "refusal",
+            event: Some("refusal"),
             audit: refusal.audit.then_some(true),
             direction: Some("outbound"),
             ..Self::default()
@@ -177,8 +201,26 @@ impl<'a> Line<'a> {
                 kind: Some(kind),
                 ..line
             },
+            Refused::Protocol { number, source, destination } => {
+                Self { refused: Some("protocol"), ip_protocol: Some(*number), ..line }.of_packet(
+                    "ip",
+                    *source,
+                    *destination,
+                )
+            }
+            Refused::Membership { member, group } => {
+                let protocol = if group.is_ipv4() { "igmp" } else { "mld" };
+                Self { refused: Some("membership"), ..line }.of_packet(protocol, *member, *group)
+            }
+            Refused::Fragments { source, destination } => {
+                Self { refused: Some("fragments"), ..line }.of_packet("ip", *source, *destination)
+            }
         };
         line.because_of(&refusal.basis)
+    }
+
+    fn of_packet(self, protocol: &'static str, guest: IpAddr, peer: IpAddr) -> Self {
+        Self { protocol: Some(protocol), guest: Some(guest), peer: Some(peer), ..self }
     }
 
     fn between(self, protocol: Protocol, ends: Endpoints) -> Self {
@@ -209,7 +251,8 @@ fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
     (one.ip().to_canonical(), one.port()) == (other.ip().to_canonical(), other.port())
 }
 
-fn seconds(duration: Duration) -> f64 {
+/// A time in seconds, with microseconds.
+pub(crate) fn seconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e6
 }
 

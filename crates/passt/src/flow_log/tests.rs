@@ -1,9 +1,9 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use engine::events::{Basis, End, Event, Flow, How, Refusal, Refused, Start};
+use engine::events::{Basis, End, Event, Events, Flow, How, Refusal, Refused, Start};
 use engine::flow::{Endpoints, Protocol};
 use engine::forward::spec::Direction;
 use engine::host::{Amount, Errno, Totals};
@@ -34,7 +34,9 @@ fn an_end_in_full() {
     let flow = flow(Protocol::Tcp, "192.0.2.10:40234", "203.0.113.9:443", "203.0.113.9:443");
     let amount = |bytes, packets| Amount { bytes, packets: Some(packets) };
     let end = Event::End(End {
-        flow: Rc::new(Flow { basis, ..flow }),
+        opened: true,
+        failure: None,
+        flow: Arc::new(Flow { basis, ..flow }),
         name: Some("www.example.org".into()),
         how: How::Closed,
         totals: Some(Totals { sent: amount(1933, 14), received: amount(48_210, 41) }),
@@ -49,7 +51,7 @@ fn an_end_in_full() {
 fn fields_that_do_not_apply_are_left_out() {
     let ping = flow(Protocol::Icmp, "[2001:db8::2]:17", "[fe80::1]:0", "[::1]:0");
     assert_eq!(
-        line(&Event::Begin(Rc::new(ping)), BEGUN),
+        line(&Event::Begin(Arc::new(ping)), BEGUN),
         json!({
             "time": 1_796_121_234.123_456, "event": "begin", "flow": 17, "protocol": "icmp",
             "direction": "outbound", "guest": "2001:db8::2", "echo_id": 17, "peer": "fe80::1", "translated": "::1",
@@ -57,14 +59,22 @@ fn fields_that_do_not_apply_are_left_out() {
     );
     let failed = flow(Protocol::Tcp, "127.0.0.1:4000", "[::ffff:127.0.0.1]:80", "127.0.0.1:80");
     let start = Start { bypasses: true, direction: Direction::Inbound, ..failed.start };
-    let flow = Rc::new(Flow { start, ..failed });
-    let end = End { flow, name: None, how: How::Failed(Errno(111)), totals: Some(Totals::bytes(1, 2)) };
+    let flow = Arc::new(Flow { start, ..failed });
+    let end = End {
+        flow,
+        name: None,
+        how: How::Failed(Errno(111)),
+        opened: true,
+        failure: None,
+        totals: Some(Totals::bytes(1, 2)),
+    };
     assert_eq!(
         line(&Event::End(end), BEGUN),
         json!({
             "time": 1_796_121_234.123_456, "event": "end", "flow": 17, "protocol": "tcp",
             "direction": "inbound", "bypass": true, "guest": "127.0.0.1", "guest_port": 4000, "peer": "127.0.0.1",
-            "peer_port": 80, "how": "failed", "errno": 111, "seconds": 0.0, "bytes_sent": 1, "bytes_received": 2,
+            "peer_port": 80, "how": "failed", "errno": 111,
+            "reason": "refused by the guest: nothing listens at this address and port", "seconds": 0.0, "bytes_sent": 1, "bytes_received": 2,
         })
     );
 }
@@ -95,6 +105,40 @@ fn refusals() {
     assert_eq!((&question["name"], &question["type"]), (&json!("x.example"), &json!("AAAA")));
 }
 
+#[test]
+fn refusals_of_packets_of_no_flow() {
+    let [source, destination] = ["192.0.2.1", "10.0.0.1"].map(|text| text.parse().unwrap());
+    let [group4, group6] = ["239.1.2.3", "ff05::1234"].map(|text| text.parse().unwrap());
+    for (what, expected) in [
+        (
+            Refused::Protocol { number: 132, source, destination },
+            json!({ "refused": "protocol", "protocol": "ip", "ip_protocol": 132, "peer": "10.0.0.1" }),
+        ),
+        (
+            Refused::Fragments { source, destination },
+            json!({ "refused": "fragments", "protocol": "ip", "peer": "10.0.0.1" }),
+        ),
+        (
+            Refused::Membership { member: source, group: group4 },
+            json!({ "refused": "membership", "protocol": "igmp", "peer": "239.1.2.3" }),
+        ),
+        (
+            Refused::Membership { member: source, group: group6 },
+            json!({ "refused": "membership", "protocol": "mld", "peer": "ff05::1234" }),
+        ),
+    ] {
+        let basis = Basis { rule: Some("why".into()), names: Vec::new() };
+        let found = line(&Event::Refusal(Refusal { what, basis, audit: false }), BEGUN);
+        let mut expected = expected;
+        let common = json!({
+            "time": 1_796_121_234.123_456, "event": "refusal", "direction": "outbound", "guest": "192.0.2.1",
+            "rule": "why",
+        });
+        expected.as_object_mut().unwrap().extend(common.as_object().unwrap().clone());
+        assert_eq!(found, expected);
+    }
+}
+
 /// Names in a line come from the guest and from servers, so they can have any characters. A rule may be long.
 #[test]
 fn any_text_is_one_line_of_json() {
@@ -103,8 +147,14 @@ fn any_text_is_one_line_of_json() {
     let flow = flow(Protocol::Tcp, "192.0.2.1:1", "192.0.2.2:2", "");
     let basis = Basis { rule: Some(rule.into()), names: vec![name.into(); 8] };
     let (how, totals) = (How::Exit, None);
-    let event =
-        Event::End(End { flow: Rc::new(Flow { basis, ..flow }), name: Some(name.into()), how, totals });
+    let event = Event::End(End {
+        flow: Arc::new(Flow { basis, ..flow }),
+        name: Some(name.into()),
+        how,
+        opened: true,
+        failure: None,
+        totals,
+    });
     let line = line(&event, BEGUN);
     assert_eq!((&line["name"], &line["names"][7]), (&json!(name), &json!(name)));
     let rule = line["rule"].as_str().unwrap();
@@ -119,9 +169,9 @@ fn log(limit: u64) -> (TempDir, PathBuf, FlowLog) {
     (dir, path, log)
 }
 
-fn begin(log: &FlowLog) {
+fn begin(events: &Events) {
     let mut guard = engine::guard::Guard::default();
-    guard.report_to(log.events());
+    guard.report_to(events.clone());
     let ends = Endpoints { guest: "192.0.2.1:1".parse().unwrap(), remote: "192.0.2.2:2".parse().unwrap() };
     guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Outbound, ends), BEGUN).close(How::Closed);
 }
@@ -131,11 +181,12 @@ fn begin(log: &FlowLog) {
 fn a_full_log_loses_nothing_but_the_oldest() {
     const LIMIT: u64 = 40_960;
     let (_dir, path, mut log) = log(LIMIT);
+    let events = Events::new();
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     let mut most = 0;
     for round in 0..300 {
-        (0..round % 100).for_each(|_| begin(&log));
-        log.write(BEGUN);
+        (0..round % 100).for_each(|_| begin(&events));
+        log.write(&events.take(), BEGUN);
         let size = path.metadata().unwrap().len();
         assert!(size <= LIMIT, "{size}");
         most = most.max(size);

@@ -27,6 +27,8 @@ pub(crate) struct Acceptors {
     open: bool,
     /// Number of connections that were refused because there was no descriptor or memory.
     pub(crate) refused: u64,
+    /// The last connection could be neither accepted nor left out.
+    failed: bool,
     notice: Notice,
 }
 
@@ -57,6 +59,7 @@ impl Acceptors {
             ports: Slots::new(Kind::Listener, u32::MAX as usize),
             open: true,
             refused: 0,
+            failed: false,
             notice: Notice::default(),
         }
     }
@@ -155,6 +158,7 @@ impl Acceptors {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match retry(|| acceptfrom_with(&port.socket, flags)) {
                 Ok((socket, peer)) => {
+                    self.failed = false;
                     let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).map(unmapped);
                     let onward = peer.map_or(Onward::Refuse, |peer| {
                         let ask = policy.depends_on_written_to(&port.listener, guest, peer.ip());
@@ -176,9 +180,12 @@ impl Acceptors {
                     | Errno::NETUNREACH
                     | Errno::NONET,
                 ) => {}
-                // A descriptor or memory is lacking, or a policy forbids the call. The connection stays pending.
+                // A descriptor or memory is lacking, or a policy forbids the call. The connection stays pending. The
+                // lack may be over in the next round; if not, pending connections are refused.
                 Err(errno) => {
-                    self.refuse_waiting(id, errno, now);
+                    if std::mem::replace(&mut self.failed, true) {
+                        self.refuse_waiting(id, errno, now);
+                    }
                     return None;
                 }
             }

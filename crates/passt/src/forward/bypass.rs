@@ -7,11 +7,12 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 
-use engine::events::{Account, How};
+use engine::events::Account;
 use engine::flow::{Endpoints, FlowId, Protocol};
 use engine::forward::spec::Direction;
 use engine::guard::Guard;
 use engine::host::Readiness;
+use engine::listing::{Lister, Page};
 use engine::rate_limit::RateLimit;
 use engine::splice::{Conduit, Side};
 use engine::timer::Instant;
@@ -49,6 +50,8 @@ pub(crate) struct Client {
     pub(crate) direction: Direction,
     /// The destination in the other namespace.
     pub(crate) destination: SocketAddr,
+    /// Whether bytes that the client has sent by now may be forwarded before an event reports them.
+    pub(crate) may_have_sent: bool,
     /// Reports the end of the connection.
     pub(crate) account: Account,
 }
@@ -73,6 +76,16 @@ impl Bypass {
         self.dialer = Some(Dialer { opener, batch, v4: Supply::default(), v6: Supply::default() });
     }
 
+    /// Lists the connections of a page. See [`engine::splice::Bypass::list`].
+    pub(crate) fn list(&mut self, page: Page, lister: &mut Lister<'_>) -> Option<u32> {
+        self.flows.list(page, lister)
+    }
+
+    /// Resets a connection, if it still has this number. Returns whether it has.
+    pub(crate) fn end_requested(&mut self, id: FlowId, number: u64, now: Instant) -> bool {
+        self.flows.end_requested(id, number, now)
+    }
+
     /// Reports the end of all connections, because the program ends.
     pub(crate) fn report_exit(&mut self) {
         self.flows.report_exit();
@@ -85,20 +98,22 @@ impl Bypass {
 
     /// Forwards an accepted connection into the other namespace. If an error occurs at once, the connection is reset.
     pub(crate) fn open(&mut self, client: Client, now: Instant) {
-        let Client { socket: accepted, address, permit, direction, destination, mut account } = client;
+        let Client { socket: accepted, address, permit, direction, destination, may_have_sent, mut account } =
+            client;
         let (connecting, connected) = match self.connect(direction, destination) {
             Ok(socket) => socket,
             Err(errno) => {
-                log::debug!("local connection to {destination} not forwarded: {errno}");
+                let hint = refusal_hint(direction, destination, errno);
+                log::debug!("local connection to {destination} not forwarded: {errno}{hint}");
                 self.flows.counters.refused += 1;
-                account.close(How::Failed(to_engine(errno)));
+                account.close_unopened(to_engine(errno));
                 return reset_on_close(&accepted);
             }
         };
         let pair = Pair::new(accepted, connecting, direction, destination.ip(), self.shared.clone(), permit);
         let ends = address.map(|guest| Endpoints { guest, remote: destination });
         let pair = pair.begun_by_guest(ends.filter(|_| direction == Direction::Outbound));
-        let id = match self.flows.insert(pair, account) {
+        let id = match self.flows.insert(pair, may_have_sent, account) {
             Ok(id) => id,
             Err(mut refused) => {
                 self.flows.counters.refused += 1;
@@ -143,11 +158,12 @@ impl Bypass {
         // Between addresses of one namespace, the handshake is complete when the first call returns. Only a second call
         // returns the result of the handshake.
         match connect(&socket, &destination) {
-            Err(Errno::INPROGRESS) => {}
+            // After a signal, the socket goes on connecting (connect(2)).
+            Err(Errno::INPROGRESS | Errno::INTR) => {}
             connected => return connected.map(|()| (socket, true)),
         }
         match connect(&socket, &destination) {
-            Err(Errno::ALREADY) => Ok((socket, false)),
+            Err(Errno::ALREADY | Errno::INTR) => Ok((socket, false)),
             connected => connected.map(|()| (socket, true)),
         }
     }
@@ -241,4 +257,31 @@ fn make(v4: bool, count: usize) -> io::Result<Vec<OwnedFd>> {
     let mut made = vec![stream_socket(v4)?];
     made.extend((1..count).map_while(|_| stream_socket(v4).ok()));
     Ok(made)
+}
+
+/// What the user can do if the guest refuses a connection that the host's loopback began. The usual reason is a server
+/// on the namespace's own loopback: the connection goes to the guest's address (behaviour §5.5).
+fn refusal_hint(direction: Direction, destination: SocketAddr, errno: Errno) -> &'static str {
+    match (direction, errno) {
+        (Direction::Inbound, Errno::CONNREFUSED) if !destination.ip().is_loopback() => {
+            " (a server that listens on the namespace's loopback is reached with --host-lo-to-ns-lo)"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_is_for_refusals_at_the_guests_address() {
+        let guest = "192.0.2.2:80".parse().unwrap();
+        let loopback = "127.0.0.1:80".parse().unwrap();
+        let hint = |direction, to, errno| refusal_hint(direction, to, errno).contains("--host-lo-to-ns-lo");
+        assert!(hint(Direction::Inbound, guest, Errno::CONNREFUSED));
+        assert!(!hint(Direction::Inbound, loopback, Errno::CONNREFUSED));
+        assert!(!hint(Direction::Inbound, guest, Errno::TIMEDOUT));
+        assert!(!hint(Direction::Outbound, guest, Errno::CONNREFUSED));
+    }
 }

@@ -54,7 +54,9 @@ impl Displaced {
 
     /// UDP ports that the new sockets must share (`SO_REUSEADDR` on both sockets).
     pub(super) fn shared_ports(&self) -> BTreeSet<u16> {
-        self.sharing.iter().map(|(port, _)| *port).collect()
+        let mut ports = BTreeSet::new();
+        ports.extend(self.sharing.iter().map(|(port, _)| *port));
+        ports
     }
 
     /// Ends the sharing of ports. Sockets that are bound stay bound, but no other socket can be bound to these ports.

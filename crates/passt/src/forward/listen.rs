@@ -56,7 +56,7 @@ pub(crate) enum Error {
     },
     /// Sockets can't be opened in the guest's namespace.
     #[error("can't open sockets in the namespace: {0}")]
-    Namespace(#[from] std::io::Error),
+    Namespace(std::io::Error),
     /// None of the ports of a best-effort rule can be opened.
     #[error(
         "All listens failed for {} {protocol} {}/{ports}: {reason}\nCouldn't listen on requested ports",
@@ -76,6 +76,13 @@ pub(crate) enum Error {
     },
 }
 
+// The message contains the error, so the error is not a source, too: a chain would show it twice.
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::Namespace(error)
+    }
+}
+
 /// Why a port can't be listened on.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 pub(crate) enum Reason {
@@ -83,8 +90,18 @@ pub(crate) enum Reason {
     #[error("SO_BINDTODEVICE failed: {0}")]
     Interface(Errno),
     /// Another step failed.
-    #[error("{0}")]
+    #[error("{0}{hint}", hint = privileged_port_hint(*.0))]
     Socket(#[from] Errno),
+}
+
+/// What the user can do if the kernel denies a port.
+const fn privileged_port_hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::ACCESS => {
+            "; ports below the sysctl net.ipv4.ip_unprivileged_port_start (default: 1024) are for privileged users"
+        }
+        _ => "",
+    }
 }
 
 /// The listening address of a rule, in the form that precedes `/` in a port specifier.
@@ -246,6 +263,24 @@ impl Opening {
     }
 }
 
+/// Takes over a socket that another process has bound, and that listens if it is a TCP socket.
+///
+/// # Errors
+/// The kernel refuses an option.
+pub(crate) fn adopt(
+    rule: usize,
+    protocol: Protocol,
+    port: u16,
+    socket: OwnedFd,
+    address: Option<IpAddr>,
+) -> Result<Listener, Reason> {
+    match protocol {
+        Protocol::Tcp => prepare_tcp(&socket)?,
+        Protocol::Udp => udp::prepare_bound(&socket, address)?,
+    }
+    Ok(Listener { rule, port, protocol, address, socket })
+}
+
 /// Creates a socket for `address`. `None`: the socket is dual-stack. IPV6_V6ONLY is always set explicitly: its default
 /// depends on the host.
 fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result<OwnedFd, Errno> {
@@ -258,11 +293,7 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
-    // Accepted connections inherit these options.
-    sockopt::set_tcp_nodelay(&socket, true)?;
-    sockopt::set_socket_oobinline(&socket, true)?; // urgent data are part of the stream
-    // Best effort: if this fails, the traffic class of the peer's packets is not forwarded.
-    let _refused = sys::sockopt::keep_syn(&socket);
+    prepare_tcp(&socket)?;
     if !v4_only {
         sockopt::set_ipv6_v6only(&socket, address.is_some())?;
     }
@@ -270,6 +301,15 @@ fn create(protocol: Protocol, address: Option<IpAddr>, freebind: bool) -> Result
         sockopt::set_ip_freebind(&socket, true)?;
     }
     Ok(socket)
+}
+
+/// Sets the options of a listening TCP socket that accepted connections inherit.
+fn prepare_tcp(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_oobinline(socket, true)?; // urgent data are part of the stream
+    // Best effort: if this fails, the traffic class of the peer's packets is not forwarded.
+    let _refused = sys::sockopt::keep_syn(socket);
+    Ok(())
 }
 
 #[cfg(test)]

@@ -214,10 +214,9 @@ impl Side {
     fn explain(&self, reason: Reason) -> (Level, String) {
         let text = match (reason, self.opening.direction) {
             // The process drops this privilege after the start, see `stage`.
-            (Reason::Socket(Errno::ACCESS), Direction::Inbound) => format!(
-                "{reason}: ports below net.ipv4.ip_unprivileged_port_start need a privilege, \
-                 which is not kept while running"
-            ),
+            (Reason::Socket(Errno::ACCESS), Direction::Inbound) => {
+                format!("{reason}, and no privilege is kept while running")
+            }
             _ => reason.to_string(),
         };
         // For an outbound rule, the guest has its own service at this port, which is not a problem. For an inbound

@@ -4,7 +4,7 @@ use engine::forward::{Enabled, Table};
 use engine::timer::Instant;
 
 use super::side::Side;
-use super::{Forwarder, Receivers};
+use super::{Forwarder, Receivers, listen};
 use crate::logging::LIST;
 use control::message::{Announced, Capabilities, Pif, Update};
 
@@ -60,6 +60,30 @@ impl Forwarder {
         }
         notes.iter().for_each(|note| log::warn!(target: LIST, "{note}"));
         Ok(notes.join("\n"))
+    }
+
+    /// Puts other inbound rules in force, which must not follow ports in use.
+    ///
+    /// # Errors
+    /// A message for the user: a port can't be bound. Nothing is changed in this case.
+    pub(crate) fn replace_inbound(
+        &mut self,
+        table: Table,
+        now: Instant,
+        mut rx: Receivers<'_>,
+    ) -> Result<(), String> {
+        // No rule is best effort.
+        let spare = 0;
+        let prepared = self.inbound.prepare(table, spare, &rx).map_err(|error| match error {
+            listen::Error::Port { protocol, listen, port, reason, .. } => {
+                format!("can't listen on {protocol} {listen}:{port}: {reason}")
+            }
+            error => error.to_string(),
+        })?;
+        let notes = self.inbound.commit(prepared, &mut rx);
+        notes.iter().for_each(|note| log::warn!("{note}"));
+        self.follow_anew(now, rx);
+        Ok(())
     }
 
     /// The inbound rules and the outbound rules that an update describes.

@@ -7,6 +7,9 @@ pub(crate) const TAP_OFFLOADS: &str = "tap-offloads";
 /// `SO_PEEK_OFF` for TCP (Linux 6.9).
 pub(crate) const TCP_PEEK_OFFSET: &str = "tcp-peek-offset";
 
+/// `SO_NETNS_COOKIE` (Linux 5.14).
+pub(crate) const NETNS_COOKIE: &str = "netns-cookie";
+
 /// Whether `PASST_TEST_MISSING`, a comma-separated list, names `feature`.
 pub(crate) fn is_missing(feature: &str) -> bool {
     cfg!(debug_assertions)

@@ -33,7 +33,7 @@ pub use netlink_packet_route::{
 };
 pub(crate) use own::OwnAddresses;
 pub use resolver::Resolver;
-pub(crate) use resolver::{News, Watch};
+pub(crate) use resolver::{News, PATH as RESOLV_CONF, Watch, read_file as read_resolv_conf};
 pub(crate) use route::family_of;
 pub use route::{NextHop, Route};
 

@@ -44,7 +44,7 @@ const BATCH_OCTETS: usize = 32 << 10;
 pub enum Error {
     /// The socket can't be opened or used.
     #[error("netlink socket: {0}")]
-    Socket(#[from] io::Error),
+    Socket(io::Error),
     /// The kernel refused a dump.
     #[error("netlink: the kernel refuses to list {what}: {refusal}")]
     Dump {
@@ -62,6 +62,13 @@ pub enum Error {
     /// The kernel didn't answer.
     #[error("netlink: no answer from the kernel within {} s", TIMEOUT.as_secs())]
     Silent,
+}
+
+// The message contains the error, so the error is not a source, too: a chain would show it twice.
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
 }
 
 /// The reason for the kernel's refusal of one request.

@@ -34,7 +34,9 @@ impl OwnAddresses {
         // The list needs a separate socket: on the subscribed socket, changes could arrive between the parts of the
         // list.
         let present = gather_addresses(&mut Netlink::open()?)?;
-        Ok(Self { changes, own: present.iter().map(|address| (address.local, address.interface)).collect() })
+        let mut own = BTreeSet::new();
+        own.extend(present.iter().map(|address| (address.local, address.interface)));
+        Ok(Self { changes, own })
     }
 
     /// Applies the changes that have arrived, without waiting.

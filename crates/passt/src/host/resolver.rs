@@ -14,7 +14,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 pub(crate) use watch::{News, Watch};
 
-const PATH: &str = "/etc/resolv.conf";
+/// The host's resolv.conf.
+pub(crate) const PATH: &str = "/etc/resolv.conf";
 /// Maximum number of octets of the file that are read.
 const MAX_LEN: u64 = 1 << 20;
 
@@ -30,9 +31,7 @@ pub struct Resolver {
 impl Resolver {
     /// Reads the host's file. A missing or unreadable file is treated as an empty file.
     pub(super) fn gather() -> Self {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = openat(CWD, PATH, flags, Mode::empty());
-        match file.map_err(io::Error::from).and_then(read) {
+        match read_file() {
             Ok(text) => Self::parse(&text),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -60,6 +59,12 @@ impl Resolver {
         let search = config.get_last_search_or_domain().cloned().collect();
         Self { servers, search }
     }
+}
+
+/// The content of the host's file.
+pub(crate) fn read_file() -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    read(openat(CWD, PATH, flags, Mode::empty())?)
 }
 
 /// Reads at most [`MAX_LEN`] octets. The file must have been opened with O_NONBLOCK: it may be a pipe.

@@ -1,5 +1,6 @@
 //! The engine's socket traits over real sockets of the host.
 
+pub(crate) mod client_errors;
 pub mod outbound;
 pub mod ping;
 mod ports;
@@ -21,11 +22,13 @@ use engine::host::{Errno, Host, Readiness, TcpSocket};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io;
 
+use self::client_errors::ClientErrors;
 use self::outbound::Outbound;
 use self::ping::{PingSocket, Pings};
 use self::ports::ReplacedPorts;
 pub(crate) use self::source::Sources;
 use self::tcp::PeekMethod;
+use self::tcp::kept::Buffers;
 pub(crate) use self::tcp::{Stream, stream_socket};
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
@@ -46,10 +49,14 @@ pub(crate) struct Sockets {
     pings: Pings,
     replaced_ports: ReplacedPorts,
     peek: PeekMethod,
+    /// Buffers for small messages of TCP peers.
+    buffers: Rc<Buffers>,
     sources: Sources,
     ledger: Rc<Ledger>,
     /// Indices of the interfaces at which multicast groups are joined, for IPv6 and IPv4.
     groups: [Option<u32>; 2],
+    /// Send errors to clients in the guest's namespace.
+    client_errors: ClientErrors,
 }
 
 impl Sockets {
@@ -65,10 +72,17 @@ impl Sockets {
             plain: Arc::new(Outbound::plain()),
             opener: None,
             peek: PeekMethod::probe(),
+            buffers: Rc::default(),
             sources,
             ledger,
             groups: [None; 2],
+            client_errors: ClientErrors::default(),
         }
+    }
+
+    /// Sets the sockets that send errors to clients in the guest's namespace.
+    pub(crate) fn report_by(&mut self, errors: ClientErrors) {
+        self.client_errors = errors;
     }
 
     /// Sets the interfaces, by index, at which multicast groups are joined, for IPv6 and IPv4.
@@ -96,6 +110,17 @@ impl Sockets {
         self.sources.followed.iter_mut().for_each(OwnAddresses::update);
     }
 
+    /// The source address of packets to `destination` that the kernel or an option chooses, if it is known.
+    pub(crate) fn usual_source(&mut self, destination: SocketAddr) -> Option<IpAddr> {
+        let egress = self.outbound.egress(destination.ip());
+        match (egress.source, &egress.interface) {
+            (Some(source), _) => Some(source),
+            // The kernel's choice depends on the interface.
+            (None, Some(_)) => None,
+            (None, None) => self.sources.usual(destination),
+        }
+    }
+
     /// The ledger of open files.
     pub(crate) fn ledger(&self) -> &Rc<Ledger> {
         &self.ledger
@@ -108,7 +133,7 @@ impl Sockets {
 
     /// Takes over an accepted socket. The socket is non-blocking.
     pub(crate) fn stream(&self, fd: OwnedFd, permit: Permit) -> Stream {
-        Stream::new(fd, self.peek.clone(), Some(permit))
+        Stream::new(fd, self.peek.clone(), self.buffers.clone(), Some(permit))
     }
 
     /// Takes over the socket of a UDP listener on `address`.
@@ -180,7 +205,8 @@ impl Host for Sockets {
             stream.set_traffic_class(class);
         }
         match rustix::net::connect(&stream, &destination) {
-            Ok(()) | Err(io::Errno::INPROGRESS) => {}
+            // After a signal, the socket goes on connecting (connect(2)).
+            Ok(()) | Err(io::Errno::INPROGRESS | io::Errno::INTR) => {}
             Err(error) => return Err(to_engine(error)),
         }
         self.tcp_watch(flow, &stream)?;
@@ -252,6 +278,10 @@ impl Host for Sockets {
         let socket = self.pings.open(source, destination, id).map_err(|errno| self.no_socket(errno))?;
         self.watch(&socket, flow, udp::EVENTS)?;
         Ok(socket)
+    }
+
+    fn report_to_client(&mut self, client: IpAddr, packet: &[u8]) {
+        self.client_errors.send(client, packet);
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Outbound {
     v6: Egress,
     /// Settings for loopback, without source and interface, for IPv4 and IPv6.
     loopback: [Egress; 2],
+    /// Whether packets to `127.0.0.1` and `::1` have the source of other packets.
+    with_localhost: bool,
     /// Whether addresses that the host does not have (yet) may be bound.
     pub freebind: bool,
     /// Whether sockets of multicast groups may share the ports of this program (`--multicast`).
@@ -53,13 +55,28 @@ impl Outbound {
     ) -> io::Result<Self> {
         let v4 = Egress::new(v4.address.map(IpAddr::V4), v4.interface.as_ref(), AddressFamily::INET)?;
         let v6 = Egress::new(v6.address.map(IpAddr::V6), v6.interface.as_ref(), AddressFamily::INET6)?;
-        Ok(Self { loopback: [v4.plain(), v6.plain()], v4, v6, freebind, shared: false })
+        Ok(Self {
+            loopback: [v4.plain(), v6.plain()],
+            with_localhost: false,
+            v4,
+            v6,
+            freebind,
+            shared: false,
+        })
     }
 
     /// Sets whether sockets of multicast groups may share the ports of other sockets of this program.
     #[must_use]
     pub const fn sharing(mut self, shared: bool) -> Self {
         self.shared = shared;
+        self
+    }
+
+    /// Sets whether packets to `127.0.0.1` and `::1` have the source of other packets. Packets to other loopback
+    /// addresses do not: resolvers that listen there refuse other sources.
+    #[must_use]
+    pub const fn with_localhost(mut self, with_localhost: bool) -> Self {
+        self.with_localhost = with_localhost;
         self
     }
 
@@ -76,14 +93,25 @@ impl Outbound {
     #[must_use]
     pub const fn plain() -> Self {
         const EGRESS: Egress = Egress { source: None, interface: None, hop_limit: USUAL_HOP_LIMIT };
-        Self { v4: EGRESS, v6: EGRESS, loopback: [EGRESS, EGRESS], freebind: false, shared: false }
+        Self {
+            v4: EGRESS,
+            v6: EGRESS,
+            loopback: [EGRESS, EGRESS],
+            with_localhost: false,
+            freebind: false,
+            shared: false,
+        }
     }
 
-    /// Returns the settings for packets to `destination`. For loopback, the kernel always chooses source and interface.
+    /// Returns the settings for packets to `destination`. For loopback, the kernel chooses source and interface, unless
+    /// [`Outbound::with_localhost`] applies.
     #[must_use]
     pub fn egress(&self, destination: IpAddr) -> &Egress {
         let [loopback4, loopback6] = &self.loopback;
-        match (destination.is_ipv4(), destination.is_loopback()) {
+        let is_localhost =
+            [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].contains(&destination);
+        let as_other = self.with_localhost && is_localhost;
+        match (destination.is_ipv4(), destination.is_loopback() && !as_other) {
             (true, false) => &self.v4,
             (true, true) => loopback4,
             (false, false) => &self.v6,
@@ -148,5 +176,14 @@ mod tests {
             assert_eq!(egress(local).hop_limit, egress(remote).hop_limit);
         }
         assert!(egress("192.0.2.7").interface.is_some());
+    }
+
+    #[test]
+    fn localhost_has_a_source_on_request_and_other_loopback_addresses_do_not() {
+        let v4 = plan::Outbound { address: Some(Ipv4Addr::new(192, 0, 2, 1)), interface: None };
+        let v6 = plan::Outbound { address: "2001:db8::1".parse().ok(), interface: None };
+        let outbound = Outbound::new(&v4, &v6, false).unwrap().with_localhost(true);
+        let has_source = |to: &str| outbound.egress(to.parse().unwrap()).source.is_some();
+        assert!(has_source("127.0.0.1") && has_source("::1") && !has_source("127.0.0.53"));
     }
 }

@@ -52,6 +52,13 @@ impl Sources {
         self.followed.as_mut().is_some_and(|own| own.contains(address))
     }
 
+    /// The source address that the kernel chooses for `destination`, if it has a route.
+    pub(super) fn usual(&mut self, destination: SocketAddr) -> Option<IpAddr> {
+        // With port 0, connect(2) fails.
+        let port = destination.port().max(1);
+        self.probe(SocketAddr::new(destination.ip(), port)).ok()
+    }
+
     fn interface(&self, address: IpAddr) -> Option<u32> {
         let place = self.own.binary_search_by_key(&address, |(own, _)| *own).ok()?;
         Some(self.own.get(place)?.1)

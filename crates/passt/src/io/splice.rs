@@ -25,6 +25,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_siz
 
 use crate::budgets::ledger::{Class, Ledger, Permit};
 use crate::errno::{retry, stream_error};
+use crate::event::rewatch;
 
 /// Length of the buffer in bytes. A direction whose bytes fill it uses a pipe next.
 const BUFFER_LEN: usize = 32 * 1024;
@@ -218,8 +219,8 @@ impl Pair {
             return Ok(());
         }
         let Some(word) = watch.word else { return Ok(()) };
-        let (epoll, data) = (&self.shared.borrow().epoll, EventData::new_u64(word));
-        epoll::modify(&**epoll, &self.sockets[side as usize], data, watch.events())
+        let epoll = &self.shared.borrow().epoll;
+        rewatch(&**epoll, &self.sockets[side as usize], word, watch.events())
     }
 
     /// Takes bytes by the buffer: up to the urgent byte, or from the urgent byte on. More bytes can be in the socket
@@ -230,12 +231,13 @@ impl Pair {
         let at_most = at_most.min(shared.buffer.len());
         let (len, _) =
             call(|| recv(&self.sockets[from as usize], &mut shared.buffer[..at_most], RecvFlags::DONTWAIT))?;
-        let full = len == at_most;
         if len > 0 {
             self.transit[from as usize] = Transit::Buffer(len);
-            self.pace[from as usize] = if full { Pace::Many } else { Pace::Few };
         }
-        Ok(Taken { len, more: full })
+        if len == shared.buffer.len() {
+            self.pace[from as usize] = Pace::Many;
+        }
+        Ok(Taken { len, more: len == at_most })
     }
 
     /// Takes bytes by a pipe, up to the urgent byte. If the urgent byte is next, splice(2) returns EAGAIN; if the
@@ -340,11 +342,15 @@ impl Conduit for Pair {
 
     fn take(&mut self, from: Side, urgent: bool, at_most: usize) -> Result<Taken, SocketError> {
         if self.pace[from as usize] == Pace::Few {
-            return if urgent {
-                self.take_up_to_mark(from, false, at_most)
-            } else {
-                self.take_by_buffer(from, at_most)
-            };
+            // This asks for the unread bytes only, so a read of all of them does not show that there are many.
+            if urgent {
+                return self.take_up_to_mark(from, false, at_most);
+            }
+            let taken = self.take_by_buffer(from, at_most)?;
+            if taken.more {
+                self.pace[from as usize] = Pace::Many;
+            }
+            return Ok(taken);
         }
         let pipe = self.shared.borrow_mut().pipe();
         // Without a pipe (for example, if no descriptor is left), the buffer is used.
@@ -367,6 +373,11 @@ impl Conduit for Pair {
 
     fn shutdown_write(&mut self, side: Side) -> Result<(), SocketError> {
         call(|| rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Write))
+    }
+
+    fn abandon(&mut self, side: Side) {
+        // This fails only for a socket that has ended already.
+        rustix::net::shutdown(&self.sockets[side as usize], Shutdown::Read).ok();
     }
 
     fn unacknowledged(&mut self, side: Side) -> u32 {

@@ -1,12 +1,15 @@
 //! TCP sockets of the host.
 
+pub(crate) mod kept;
+
 use std::cell::RefCell;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
-use engine::host::{Amount, Errno, SocketError, TcpSocket, Totals};
+use engine::host::{Amount, Errno, Info, Path, SocketError, TcpSocket, Totals};
 use engine::memory::Memory as _;
 use rustix::io;
 use rustix::net::{
@@ -14,8 +17,9 @@ use rustix::net::{
 };
 use sys::sockopt::IpVersion;
 
+use self::kept::{Buffers, Kept};
 use crate::budgets::ledger::Permit;
-use crate::errno::{retry, stream_error, take_pending};
+use crate::errno::{retry, stream_error, take_pending, to_engine};
 use crate::host::missing;
 use crate::io::splice::reset_on_close;
 use crate::memory::{Payload, Room, Vectored};
@@ -71,13 +75,33 @@ pub(crate) struct Stream {
     method: PeekMethod,
     /// The kernel's offset. `None`: the offset was not set, so the kernel peeks from the start.
     offset: Option<u32>,
+    /// The first bytes of the stream that the guest has not acknowledged, if they were taken out of the socket. The
+    /// kernel's offset counts from the end of these bytes.
+    kept: Kept,
+    /// Whether the peer seems to send small messages. Then the next new bytes are taken out of the socket.
+    takes_out: Takes,
+    /// An error of the socket that was found together with bytes. The next peek returns it.
+    failed: Option<io::Errno>,
     _permit: Option<Permit>,
+}
+
+/// Whether new bytes are taken out of the socket, or left in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Takes {
+    /// They are taken out: the last ones were a small message.
+    Out,
+    /// They stay in the socket: the last ones were more.
+    Bulk,
+    /// They stay in the socket: the peer has sent an urgent byte. The kernel forgets the mark of an urgent byte that is
+    /// taken out.
+    Never,
 }
 
 impl Stream {
     /// Takes over a non-blocking socket.
-    pub(crate) fn new(fd: OwnedFd, method: PeekMethod, permit: Option<Permit>) -> Self {
-        Self { fd, method, offset: None, _permit: permit }
+    pub(crate) fn new(fd: OwnedFd, method: PeekMethod, buffers: Rc<Buffers>, permit: Option<Permit>) -> Self {
+        let kept = Kept::new(buffers);
+        Self { fd, method, offset: None, kept, takes_out: Takes::Out, failed: None, _permit: permit }
     }
 
     /// Sets the kernel's offset to zero, if the offset is in use.
@@ -93,6 +117,59 @@ impl Stream {
     /// either.
     fn version(&self) -> Option<IpVersion> {
         Some(if self.local()?.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 })
+    }
+
+    /// Copies bytes of the stream to `room`, beginning `offset` bytes after the oldest one that is not discarded.
+    fn read_at(&mut self, offset: u32, mut room: Room<'_>) -> io::Result<usize> {
+        let kept = self.kept.len();
+        if (offset as usize) < kept {
+            let copied = room.0.put(0, self.kept.from(offset as usize));
+            return self.read_on(copied, kept as u32, room);
+        }
+        if let Some(errno) = self.failed.take() {
+            return Err(errno);
+        }
+        let taken = match self.takes_out {
+            Takes::Out if offset as usize == kept => self.kept.receive(&self.fd, room.0.len()),
+            _ => None,
+        };
+        let Some(taken) = taken else {
+            let len = self.peek_at(offset - kept as u32, room)?;
+            self.note_len(len);
+            return Ok(len);
+        };
+        let (len, full) = taken?;
+        self.offset = self.offset.map(|offset| offset.saturating_sub(len as u32));
+        room.0.put(0, self.kept.from(kept));
+        let len = if full { self.read_on(len, offset + len as u32, room)? } else { len };
+        self.note_len(len);
+        Ok(len)
+    }
+
+    /// Fills the part of `room` after the first `len` bytes from the socket, where `offset` is the end of the kept
+    /// bytes. Returns the number of all bytes in `room`.
+    fn read_on(&mut self, len: usize, offset: u32, mut room: Room<'_>) -> io::Result<usize> {
+        let rest = Room(room.0.after(len));
+        // A read that begins at the urgent byte does not stop there, so the bytes before it are a read of their own.
+        let at_mark = || self.takes_out == Takes::Never && sys::stream::is_at_mark(&self.fd).unwrap_or(false);
+        if rest.0.is_empty() || at_mark() {
+            return Ok(len);
+        }
+        match self.peek_at(offset - self.kept.len() as u32, rest) {
+            Ok(more) => Ok(len + more),
+            Err(io::Errno::AGAIN) => Ok(len),
+            Err(errno) => {
+                self.failed = Some(errno);
+                Ok(len)
+            }
+        }
+    }
+
+    /// Notes how many new bytes the socket had.
+    fn note_len(&mut self, len: usize) {
+        if self.takes_out != Takes::Never && len > 0 {
+            self.takes_out = if len < kept::LEN { Takes::Out } else { Takes::Bulk };
+        }
     }
 
     fn peek_at(&mut self, offset: u32, room: Room<'_>) -> io::Result<usize> {
@@ -145,18 +222,23 @@ impl TcpSocket for Stream {
     }
 
     fn peek(&mut self, offset: u32, mut room: Room<'_>) -> Result<usize, SocketError> {
-        retry(|| self.peek_at(offset, Vectored::part(&mut room, usize::MAX))).map_err(stream_error)
+        retry(|| self.read_at(offset, Vectored::part(&mut room, usize::MAX))).map_err(stream_error)
+    }
+
+    fn unread(&mut self) -> Option<u32> {
+        sys::stream::unread(&self.fd).ok().map(|unread| unread + self.kept.len() as u32)
     }
 
     fn urgent_mark(&mut self) -> Option<u32> {
         self.rewind().ok()?;
         let mark = sys::stream::urgent_mark(&self.fd).ok()?;
         self.rewind().ok()?;
-        mark
+        self.takes_out = if mark.is_some() { Takes::Never } else { self.takes_out };
+        mark.map(|mark| mark + self.kept.len() as u32)
     }
 
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
-        let mut gone = 0;
+        let mut gone = self.kept.discard(len as usize) as u32;
         while gone < len {
             match retry(|| sys::stream::discard(&self.fd, (len - gone) as usize)) {
                 Ok(0) => break,
@@ -184,7 +266,11 @@ impl TcpSocket for Stream {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
-        take_pending(&self.fd)
+        self.failed.take().map(to_engine).or_else(|| take_pending(&self.fd))
+    }
+
+    fn has_error(&self) -> bool {
+        self.failed.is_some()
     }
 
     fn keep_alive(&mut self) {
@@ -214,13 +300,16 @@ impl TcpSocket for Stream {
         reset_on_close(&self.fd);
     }
 
-    fn totals(&mut self) -> Option<Totals> {
-        let totals = sys::stream::totals(&self.fd).ok()??;
+    fn info(&mut self) -> Option<Info> {
+        let info = sys::stream::info(&self.fd).ok()??;
         let amount = |bytes, packets: u32| Amount { bytes, packets: Some(packets.into()) };
-        Some(Totals {
-            sent: amount(totals.bytes_sent, totals.segments_sent),
-            received: amount(totals.bytes_received, totals.segments_received),
-        })
+        let totals = Totals {
+            sent: amount(info.bytes_sent, info.segments_sent),
+            received: amount(info.bytes_received, info.segments_received),
+        };
+        let path =
+            Path { rtt: Duration::from_micros(info.rtt.into()), retransmissions: info.retransmissions };
+        Some(Info { totals, path: Some(path) })
     }
 }
 

@@ -259,11 +259,7 @@ fn new(v6: bool) -> io::Result<OwnedFd> {
 /// # Errors
 /// The errors of socket(2) and setsockopt(2).
 pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<OwnedFd> {
-    let versions: &[IpVersion] = match address {
-        Some(IpAddr::V4(_)) => &[IpVersion::V4],
-        Some(IpAddr::V6(_)) => &[IpVersion::V6],
-        None => &[IpVersion::V6, IpVersion::V4],
-    };
+    let versions = versions(address);
     let v6 = versions.contains(&IpVersion::V6);
     let fd = new(v6)?;
     if v6 {
@@ -271,6 +267,22 @@ pub fn prepare_listener(address: Option<IpAddr>, freebind: bool) -> io::Result<O
     }
     set_options(&fd, versions, freebind, Metadata::DESTINATION)?;
     Ok(fd)
+}
+
+/// Sets the options of a socket that another process has bound to `address`. `None`: it carries both IP versions.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn prepare_bound(fd: &OwnedFd, address: Option<IpAddr>) -> io::Result<()> {
+    set_options(fd, versions(address), false, Metadata::DESTINATION)
+}
+
+const fn versions(address: Option<IpAddr>) -> &'static [IpVersion] {
+    match address {
+        Some(IpAddr::V4(_)) => &[IpVersion::V4],
+        Some(IpAddr::V6(_)) => &[IpVersion::V6],
+        None => &[IpVersion::V6, IpVersion::V4],
+    }
 }
 
 /// Sets the options of a socket that carries these IP versions.
@@ -333,14 +345,14 @@ impl EngineSocket for UdpSocket {
 
 impl UdpSocket {
     /// Sets the don't-fragment option if the datagram may need fragmentation. If the kernel refuses the option, the
-    /// datagram is sent nevertheless.
+    /// datagram is sent nevertheless, and the next one sets the option.
     fn set_dont_fragment(&mut self, v4: bool, datagram: &OutboundDatagram<Payload<'_>>) {
         let len = datagram.segment_size.map_or(datagram.payload.0.len(), usize::from);
         let Some(state) = self.dont_fragment.get_mut(usize::from(v4)) else { return };
         if len > FITS_EVERY_PATH && *state != Some(datagram.dont_fragment) {
             let version = if v4 { IpVersion::V4 } else { IpVersion::V6 };
-            let _refused = dont_fragment(&self.fd, version, datagram.dont_fragment);
-            *state = Some(datagram.dont_fragment);
+            let set = dont_fragment(&self.fd, version, datagram.dont_fragment);
+            *state = set.ok().map(|()| datagram.dont_fragment);
         }
     }
 

@@ -5,6 +5,7 @@ mod all_sums;
 mod change;
 pub(crate) mod door;
 mod inbox;
+pub(crate) mod live;
 pub(crate) mod pcap;
 mod segmentation;
 pub(crate) mod stream;
@@ -87,6 +88,16 @@ impl Medium {
         matches!(self, Self::Stream(_) | Self::VhostUser(_))
     }
 
+    /// The name of the link's kind.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::None(_) => "none",
+            Self::Tap(_) => "tap",
+            Self::Stream(_) => "stream",
+            Self::VhostUser(_) => "vhost-user",
+        }
+    }
+
     /// Counts of frames that have crossed the link, and of frames that were lost.
     pub(crate) fn counters(&self) -> Counters {
         match self {
@@ -95,6 +106,17 @@ impl Medium {
             Self::Stream(link) => link.watcher.counters(),
             Self::VhostUser(link) => link.watcher.counters(),
         }
+    }
+
+    /// Begins a capture, or ends it. Returns false if there is no link.
+    pub(crate) fn capture(&mut self, live: Option<live::Live>) -> bool {
+        match self {
+            Self::None(_) => return false,
+            Self::Tap(link) => link.watcher.capture(live),
+            Self::Stream(link) => link.watcher.capture(live),
+            Self::VhostUser(link) => link.watcher.capture(live),
+        }
+        true
     }
 
     /// Makes `epoll` watch the link. Must be called after the last fork.
@@ -106,21 +128,18 @@ impl Medium {
     }
 
     /// Handles an event of one of the link's descriptors.
-    ///
-    /// # Errors
-    /// The link can't be used any more. The process must exit.
     pub(crate) fn on_event(
         &mut self,
         source: u32,
         flags: EventFlags,
         now: Instant,
         epoll: &OwnedFd,
-    ) -> anyhow::Result<Change> {
+    ) -> Change {
         match self {
-            Self::None(_) => Ok(Change::default()),
+            Self::None(_) => Change::default(),
             Self::Tap(link) => link.on_event(flags, epoll),
-            Self::Stream(link) => Ok(link.on_event(source, flags, now, epoll)),
-            Self::VhostUser(link) => Ok(link.on_event(source, now, epoll)),
+            Self::Stream(link) => link.on_event(source, flags, now, epoll),
+            Self::VhostUser(link) => link.on_event(source, now, epoll),
         }
     }
 
@@ -155,16 +174,16 @@ impl Medium {
 
     /// Sends the frames that wait to be sent. Must be called after each round of events. If the link was found `full`,
     /// a later event reports that the link accepts frames again.
-    ///
-    /// # Errors
-    /// The link can't be used any more. The process must exit.
-    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(crate) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> Change {
         let change = match self {
-            Self::None(_) => Ok(Change::default()),
+            Self::None(_) => Change::default(),
             Self::Tap(link) => link.finish_round(full, epoll),
             Self::Stream(link) => link.finish_round(full, epoll),
-            Self::VhostUser(link) => Ok(link.finish_round(full)),
-        }?;
+            Self::VhostUser(link) => {
+                let change = link.finish_round(full);
+                link.end_if_memory_is_lost(epoll).unwrap_or(change)
+            }
+        };
         if let Self::Tap(link) = self
             && let Some(errno) = link.failed
         {
@@ -176,7 +195,7 @@ impl Medium {
             // This closes the device, so epoll forgets it.
             *self = Self::None(link.watcher.counters());
         }
-        Ok(change)
+        change
     }
 }
 

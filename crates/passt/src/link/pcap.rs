@@ -1,14 +1,13 @@
 //! Packet capture of both directions (behaviour §9.5).
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use byteorder::NativeEndian;
+use pcap_file::pcap::{PcapHeader, PcapPacket};
 use pcap_file::{DataLink, Endianness, TsResolution};
 
 /// Maximum number of octets of a frame that are captured.
@@ -17,23 +16,41 @@ const SNAP_LEN: usize = 65535;
 /// A capture file. After [`Capture::flush`], the file contains only whole frames, even if the process is killed.
 pub(crate) struct Capture {
     /// `None` if a write has failed. The network then continues without the capture.
-    writer: Option<PcapWriter<Shared>>,
-    buffer: Shared,
+    file: Option<BufWriter<File>>,
     frame: Vec<u8>,
 }
 
-/// The buffered file, shared with the library's writer: the writer gives no access to its file.
-#[derive(Clone)]
-struct Shared(Rc<RefCell<BufWriter<File>>>);
+/// Writes the start of a capture file.
+///
+/// # Errors
+/// As the writer.
+pub(crate) fn write_header(to: &mut impl Write) -> io::Result<()> {
+    let header = PcapHeader {
+        snaplen: SNAP_LEN as u32,
+        datalink: DataLink::ETHERNET,
+        ts_resolution: TsResolution::MicroSecond,
+        endianness: Endianness::native(),
+        ..PcapHeader::default()
+    };
+    header.write_to(to).map(drop).map_err(io::Error::other)
+}
 
-impl Write for Shared {
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(octets)
+/// Writes the record of an Ethernet frame that has just crossed the link. The frame consists of `parts`, which are
+/// collected in `frame`. Only the first 65535 octets are captured: a super-frame may be longer.
+///
+/// # Errors
+/// As the writer.
+pub(super) fn write_record(to: &mut impl Write, frame: &mut Vec<u8>, parts: &[&[u8]]) -> io::Result<()> {
+    frame.clear();
+    for part in parts {
+        let room = SNAP_LEN - frame.len();
+        frame.extend_from_slice(&part[..part.len().min(room)]);
     }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.borrow_mut().flush()
-    }
+    let original = parts.iter().map(|part| part.len()).sum::<usize>();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let packet = PcapPacket::new(now, u32::try_from(original).unwrap_or(u32::MAX), frame);
+    let written = packet.write_to::<_, NativeEndian>(to, TsResolution::MicroSecond, SNAP_LEN as u32);
+    written.map(drop).map_err(io::Error::other)
 }
 
 impl Capture {
@@ -44,48 +61,30 @@ impl Capture {
     }
 
     fn new(file: File) -> io::Result<Self> {
-        let header = PcapHeader {
-            snaplen: SNAP_LEN as u32,
-            datalink: DataLink::ETHERNET,
-            ts_resolution: TsResolution::MicroSecond,
-            endianness: Endianness::native(),
-            ..PcapHeader::default()
-        };
-        let buffer = Shared(Rc::new(RefCell::new(BufWriter::with_capacity(1 << 18, file))));
-        let writer = PcapWriter::with_header(buffer.clone(), header).map_err(io::Error::other)?;
-        buffer.0.borrow_mut().flush()?;
-        Ok(Self { writer: Some(writer), buffer, frame: Vec::with_capacity(SNAP_LEN) })
+        let mut file = BufWriter::with_capacity(1 << 18, file);
+        write_header(&mut file)?;
+        file.flush()?;
+        Ok(Self { file: Some(file), frame: Vec::with_capacity(SNAP_LEN) })
     }
 
     /// Writes the added frames to the file.
     pub(crate) fn flush(&mut self) {
-        if self.writer.is_some()
-            && let Err(error) = self.buffer.flush()
-        {
-            self.give_up(&error);
-        }
+        let outcome = self.file.as_mut().map_or(Ok(()), BufWriter::flush);
+        self.note(outcome);
     }
 
-    /// Adds an Ethernet frame that has just crossed the link. The frame consists of `parts`. Only the first 65535
-    /// octets are captured: a super-frame may be longer.
+    /// Adds a frame that consists of `parts`, see [`write_record`].
     pub(crate) fn add(&mut self, parts: &[&[u8]]) {
-        let Some(writer) = &mut self.writer else { return };
-        self.frame.clear();
-        for part in parts {
-            let room = SNAP_LEN - self.frame.len();
-            self.frame.extend_from_slice(&part[..part.len().min(room)]);
-        }
-        let original = parts.iter().map(|part| part.len()).sum::<usize>();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let packet = PcapPacket::new(now, u32::try_from(original).unwrap_or(u32::MAX), &self.frame);
-        if let Err(error) = writer.write_packet(&packet) {
-            self.give_up(&error);
-        }
+        let Self { file, frame } = self;
+        let outcome = file.as_mut().map_or(Ok(()), |file| write_record(file, frame, parts));
+        self.note(outcome);
     }
 
-    fn give_up(&mut self, error: &dyn std::fmt::Display) {
-        log::error!("can't write to the capture file, no more frames go there: {error}");
-        self.writer = None;
+    fn note(&mut self, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            log::error!("can't write to the capture file, no more frames go there: {error}");
+            self.file = None;
+        }
     }
 }
 
@@ -120,6 +119,32 @@ mod tests {
         assert!(reader.next_raw_packet().is_none());
     }
 
+    /// The records of a capture that a client asks for are those of the file.
+    #[test]
+    fn records_and_files_have_the_same_format() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("capture");
+        let mut capture = Capture::create(&path).unwrap();
+        let (mut bytes, mut frame) = (Vec::new(), Vec::new());
+        write_header(&mut bytes).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        for parts in [&[&[1; 14][..], &[2; 46]], &[&[3; 14], &[4; 66000]]] {
+            capture.add(parts);
+            write_record(&mut bytes, &mut frame, parts).unwrap();
+        }
+        capture.flush();
+        let file = std::fs::read(&path).unwrap();
+        assert_eq!(file.len(), bytes.len());
+        let read = |bytes: &[u8]| {
+            let mut reader = PcapReader::new(bytes).unwrap();
+            [(); 2].map(|()| {
+                let one = reader.next_raw_packet().unwrap().unwrap();
+                (one.orig_len, one.data.into_owned())
+            })
+        };
+        assert_eq!(read(&file), read(&bytes));
+    }
+
     #[test]
     fn a_full_disk_ends_the_capture_only() {
         let Ok(full) = OpenOptions::new().write(true).open("/dev/full") else {
@@ -130,12 +155,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for frames in [1, 8] {
             let mut capture = Capture::create(&dir.path().join("capture")).unwrap();
-            *capture.buffer.0.borrow_mut() = BufWriter::with_capacity(1 << 18, full.try_clone().unwrap());
+            capture.file = Some(BufWriter::with_capacity(1 << 18, full.try_clone().unwrap()));
             for _ in 0..frames {
                 capture.add(&[&[0; 65535]]);
             }
             capture.flush();
-            assert!(capture.writer.is_none());
+            assert!(capture.file.is_none());
             capture.add(&[&[0; 14]]);
             capture.flush();
         }

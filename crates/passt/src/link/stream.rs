@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use anyhow::Context;
 use engine::link::{Full, Layout, Link, Slot};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
@@ -106,12 +105,16 @@ impl StreamLink {
         let mut frame = connection.next_frame(buffer)?;
         self.watcher.received(&[&buffer[frame.clone()]]);
         // Captures and traces show frames as they arrived. The engine verifies the fields that are not verified here.
-        let train = if self.watcher.is_watching() { None } else { Train::begin(&buffer[frame.clone()]) };
+        let train = if self.watcher.is_watching() {
+            None
+        } else {
+            Train::begin(&buffer[frame.clone()], &buffer[frame.clone()], &Offload::default())
+        };
         let verified = train.is_some();
         if let Some(mut train) = train {
             let mut ahead = connection.unframer;
             while let Ok(Some(next)) = ahead.next_frame(buffer)
-                && train.join(buffer, &mut frame, next)
+                && train.join_in(buffer, &mut frame, next)
             {
                 connection.unframer = ahead;
                 self.watcher.received(&[]);
@@ -124,22 +127,28 @@ impl StreamLink {
     }
 
     /// See [`super::Medium::finish_round`].
-    pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> Change {
         self.watcher.flush();
-        let Some(connection) = self.door.client_mut() else { return Ok(Change::default()) };
+        let Some(connection) = self.door.client_mut() else { return Change::default() };
         if connection.lost {
             log::info!("client connection closed");
             self.outbox.clear();
-            return Ok(self.door.disconnect(epoll));
+            return self.door.disconnect(epoll);
         }
         self.outbox.flush(&connection.socket);
         let wait = full || !self.outbox.is_empty();
-        if connection.waiting != wait {
-            connection.waiting = wait;
-            let events = if wait { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-            self.door.rewatch(events, epoll).context("can't watch the guest's socket")?;
+        if connection.waiting == wait {
+            return Change::default();
         }
-        Ok(Change::default())
+        let before = std::mem::replace(&mut connection.waiting, wait);
+        let events = if wait { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+        let Err(error) = self.door.rewatch(events, epoll) else { return Change::default() };
+        log::warn!("can't watch the guest's socket for room: {error}");
+        if let Some(connection) = self.door.client_mut() {
+            connection.waiting = before;
+        }
+        // If room can't be awaited, the next round tries to send.
+        Change { room: wait, ..Change::default() }
     }
 }
 

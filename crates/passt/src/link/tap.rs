@@ -1,5 +1,7 @@
 //! The tap device of a network namespace, with virtio-net headers (behaviour §9.1).
 
+mod pace;
+
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
@@ -10,6 +12,7 @@ use sys::tap::{Offloads, TapDevice, VNET_HDR_LEN};
 use wire::offload::{Offload, SegmentKind};
 use wire::segment::{Segments, complete_checksum};
 
+use self::pace::Pace;
 use super::change::Change;
 use super::inbox::{Buffer, Inbox, Lent};
 use super::pcap::Capture;
@@ -39,6 +42,7 @@ pub(crate) struct TapLink {
     up: bool,
     /// Whether the event loop reports when the device accepts frames again.
     waiting: bool,
+    pace: Pace,
     pub(super) watcher: Watcher,
 }
 
@@ -53,6 +57,7 @@ impl TapLink {
             failed: None,
             up,
             waiting: false,
+            pace: Pace::default(),
             watcher: Watcher::new(capture),
         }
     }
@@ -64,35 +69,42 @@ impl TapLink {
     }
 
     /// See [`super::Medium::on_event`].
-    pub(super) fn on_event(&mut self, flags: EventFlags, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(super) fn on_event(&mut self, flags: EventFlags, epoll: &OwnedFd) -> Change {
         let room = flags.contains(EventFlags::OUT);
         if room {
-            self.wait_for(false, epoll)?;
+            self.wait_for(false, epoll);
         }
-        Ok(Change { frames: true, room, ..Change::default() })
+        Change { frames: true, room, ..Change::default() }
     }
 
     /// See [`super::Medium::finish_round`].
-    pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> anyhow::Result<Change> {
+    pub(super) fn finish_round(&mut self, full: bool, epoll: &OwnedFd) -> Change {
         self.watcher.flush();
+        self.pace.finish_round();
         if self.failed.is_some() {
-            return Ok(Change { lost: true, room: true, ..Change::default() });
+            return Change { lost: true, room: true, ..Change::default() };
         }
-        if full && !self.waiting {
-            self.wait_for(true, epoll)?;
-        }
-        Ok(Change::default())
+        // If room can't be awaited, the next round tries to send.
+        let room = full && !self.waiting && !self.wait_for(true, epoll);
+        Change { room, ..Change::default() }
     }
 
-    /// Sets whether the event loop reports that the device accepts frames again.
-    fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> anyhow::Result<()> {
+    /// Sets whether the event loop reports that the device accepts frames again. Returns false if that failed, and
+    /// nothing has changed.
+    fn wait_for(&mut self, room: bool, epoll: &OwnedFd) -> bool {
         let events = if room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        self.waiting = room;
-        DEVICE.rewatch(epoll, &self.device.fd, events).context("can't watch the tap device")
+        match DEVICE.rewatch(epoll, &self.device.fd, events) {
+            Ok(()) => self.waiting = room,
+            Err(errno) => log::warn!("can't watch the tap device for room: {errno}"),
+        }
+        self.waiting == room
     }
 
-    /// Reads one frame, if a frame is available.
+    /// Reads one frame, if a frame is available. If it is likely that there is none, epoll is to tell.
     pub(super) fn receive(&mut self) -> Option<Lent<Buffer>> {
+        if !self.pace.reads_on() {
+            return None;
+        }
         let mut buffer = self.inbox.lend()?;
         loop {
             let len = match rustix::io::read(&self.device.fd, &mut buffer.bytes[..]) {
@@ -115,6 +127,7 @@ impl TapLink {
                 self.watcher.dropped(1);
                 continue;
             };
+            self.pace.found();
             (buffer.frame, buffer.offload) = (start..len, offload);
             self.watcher.received(&[&buffer.bytes[start..len]]);
             return Some(buffer);

@@ -1,5 +1,6 @@
 //! Counts, traces and captures the frames that cross a link. No other code does so.
 
+use super::live::Live;
 use super::pcap::Capture;
 use super::trace::{self, Direction};
 
@@ -15,16 +16,25 @@ pub(crate) struct Counters {
     pub(crate) dropped: u64,
 }
 
-/// Counts frames, and shows them to the capture (`--pcap`) and the trace (`--trace`).
+/// Counts frames, and shows them to the captures and the trace (`--trace`).
 pub(super) struct Watcher {
-    capture: Option<Capture>,
+    captures: Option<Box<Captures>>,
     counters: Counters,
+}
+
+/// The captures. At least one is there.
+struct Captures {
+    /// `--pcap`.
+    file: Option<Capture>,
+    /// That of a client of the API socket.
+    live: Option<Live>,
 }
 
 impl Watcher {
     /// Creates a watcher with all counts zero.
-    pub(super) const fn new(capture: Option<Capture>) -> Self {
-        Self { capture, counters: Counters { received: 0, sent: 0, dropped: 0 } }
+    pub(super) fn new(capture: Option<Capture>) -> Self {
+        let captures = capture.map(|file| Box::new(Captures { file: Some(file), live: None }));
+        Self { captures, counters: Counters { received: 0, sent: 0, dropped: 0 } }
     }
 
     /// The counts so far.
@@ -35,7 +45,7 @@ impl Watcher {
     /// Whether the bytes of all frames are needed. If not, [`Watcher::received`] and [`Watcher::sent`] only count, and
     /// the caller need not pass any bytes.
     pub(super) fn is_watching(&self) -> bool {
-        self.capture.is_some() || trace::is_enabled()
+        self.captures.is_some() || trace::is_enabled()
     }
 
     /// Counts a frame from the guest. `parts` are the frame's bytes.
@@ -59,15 +69,28 @@ impl Watcher {
         if trace::is_enabled() {
             trace::frame(direction, parts);
         }
-        if let Some(capture) = &mut self.capture {
-            capture.add(parts);
+        if let Some(captures) = &mut self.captures {
+            captures.file.iter_mut().for_each(|file| file.add(parts));
+            captures.live.iter_mut().for_each(|live| live.add(parts));
         }
     }
 
-    /// Writes all frames to the capture file, so that the file is complete whenever the process waits.
+    /// Begins a capture for a client, or ends it.
+    pub(super) fn capture(&mut self, live: Option<Live>) {
+        let file = self.captures.take().and_then(|captures| captures.file);
+        if file.is_some() || live.is_some() {
+            self.captures = Some(Box::new(Captures { file, live }));
+        }
+    }
+
+    /// Passes all frames on to the captures, so that a capture file is complete whenever the process waits.
     pub(super) fn flush(&mut self) {
-        if let Some(capture) = &mut self.capture {
-            capture.flush();
+        if let Some(captures) = &mut self.captures {
+            captures.file.iter_mut().for_each(Capture::flush);
+            captures.live.iter_mut().for_each(Live::flush);
+            if captures.live.as_ref().is_some_and(Live::is_over) {
+                self.capture(None);
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,12 +35,7 @@ static LOGGER: OnceLock<Logger> = OnceLock::new();
 pub(crate) fn start(program: &'static str, verbosity: Verbosity) {
     let logger = LOGGER.get_or_init(|| Logger::new(program, verbosity));
     if log::set_logger(logger).is_ok() {
-        log::set_max_level(match verbosity {
-            Verbosity::Quiet => LevelFilter::Warn,
-            Verbosity::Info => LevelFilter::Info,
-            Verbosity::Debug => LevelFilter::Debug,
-            Verbosity::Trace => LevelFilter::Trace,
-        });
+        log::set_max_level(most_of(verbosity));
     }
 }
 
@@ -96,6 +92,29 @@ pub(crate) fn open_syslog() {
     }
 }
 
+/// Changes which messages are logged.
+pub(crate) fn set_verbosity(verbosity: Verbosity) {
+    if let Some(logger) = LOGGER.get() {
+        logger.verbosity.store(verbosity as u8, Ordering::Relaxed);
+        log::set_max_level(most_of(verbosity));
+    }
+}
+
+/// Which messages are logged.
+pub(crate) fn verbosity() -> Verbosity {
+    LOGGER.get().map(Logger::verbosity).unwrap_or_default()
+}
+
+/// The least severe level that is logged.
+const fn most_of(verbosity: Verbosity) -> LevelFilter {
+    match verbosity {
+        Verbosity::Quiet => LevelFilter::Warn,
+        Verbosity::Info => LevelFilter::Info,
+        Verbosity::Debug => LevelFilter::Debug,
+        Verbosity::Trace => LevelFilter::Trace,
+    }
+}
+
 /// From now on, only lines of the level `most` or more severe levels go to standard error. The other lines go to the
 /// log file or to syslog.
 pub(crate) fn limit_stderr(most: LevelFilter) {
@@ -141,7 +160,8 @@ pub(crate) fn set_pid(pid: u32) {
 
 struct Logger {
     program: &'static str,
-    verbosity: Verbosity,
+    /// A [`Verbosity`].
+    verbosity: AtomicU8,
     started: Instant,
     outputs: Mutex<Outputs>,
 }
@@ -178,7 +198,7 @@ impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         const OURS: [&str; 4] = ["passt", "engine", "wire", "sys"];
         let target = metadata.target().split("::").next().unwrap_or_default();
-        self.verbosity == Verbosity::Trace || OURS.contains(&target)
+        self.verbosity() == Verbosity::Trace || OURS.contains(&target)
     }
 
     fn log(&self, record: &Record<'_>) {
@@ -223,7 +243,14 @@ impl Logger {
             limiter: None,
             pid,
         };
+        let verbosity = AtomicU8::new(verbosity as u8);
         Self { program, verbosity, started: Instant::now(), outputs: Mutex::new(outputs) }
+    }
+
+    fn verbosity(&self) -> Verbosity {
+        const ALL: [Verbosity; 4] = [Verbosity::Quiet, Verbosity::Info, Verbosity::Debug, Verbosity::Trace];
+        let present = self.verbosity.load(Ordering::Relaxed);
+        ALL.into_iter().find(|verbosity| *verbosity as u8 == present).unwrap_or_default()
     }
 
     fn outputs(&self) -> MutexGuard<'_, Outputs> {
@@ -246,7 +273,7 @@ impl Logger {
 
     fn stderr_line(&self, level: Level, text: &str) -> String {
         let mut line = String::new();
-        if self.verbosity >= Verbosity::Debug {
+        if self.verbosity() >= Verbosity::Debug {
             line.push_str(&stamp(self.started.elapsed()));
             line.push_str(": ");
         }

@@ -47,7 +47,7 @@ pub struct Configured {
 pub enum Error {
     /// Netlink failed.
     #[error("namespace configuration: {0}")]
-    Netlink(#[from] host::Error),
+    Netlink(host::Error),
     /// The namespace has no interface with this name.
     #[error("there is no interface {name} in the namespace")]
     NoInterface {
@@ -70,6 +70,13 @@ pub enum Error {
         /// The kernel's reason.
         refusal: Refusal,
     },
+}
+
+// The message contains the error, so the error is not a source, too: a chain would show it twice.
+impl From<host::Error> for Error {
+    fn from(error: host::Error) -> Self {
+        Self::Netlink(error)
+    }
 }
 
 /// Executes `plan` in the network namespace of the calling thread. The tap device must exist.
@@ -133,9 +140,12 @@ struct Work {
 }
 
 impl Work {
-    /// Sets the properties of the interface, and brings lo and the interface up.
+    /// Sets the properties of the interface, and brings lo and the interface up, as planned.
     fn links(&mut self, plan: &NamespacePlan) -> Result<(), Error> {
-        let mut steps = vec![("bring lo up", set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), []))];
+        let mut steps = Vec::new();
+        if plan.loopback {
+            steps.push(("bring lo up", set_link(LOOPBACK_INDEX, Some(LinkFlags::Up), [])));
+        }
         let mut set = |step, attribute| steps.push((step, set_link(self.link.index, None, [attribute])));
         set("set the transmit queue length", LinkAttribute::TxQueueLen(plan.tx_queue_len));
         if let Some(mac) = plan.mac {
@@ -210,10 +220,11 @@ impl Work {
     /// Adds routes. A failed route is tried again while other routes succeed: the gateway of a route may need a later
     /// route.
     fn routes(&mut self, family: &NamespaceFamily) -> Result<(), Error> {
-        let mut pending: Vec<&Route> = family.routes.iter().collect();
         // Routes without a gateway are added first: most other routes depend on them, and few of them depend on each
         // other.
-        pending.sort_by_key(|route| route.next_hops.iter().any(|hop| hop.gateway.is_some()));
+        let has_gateway = |route: &&Route| route.next_hops.iter().any(|hop| hop.gateway.is_some());
+        let (behind, mut pending): (Vec<&Route>, Vec<&Route>) = family.routes.iter().partition(has_gateway);
+        pending.extend(behind);
         loop {
             let requests = pending.iter().map(|route| add_route(route, self.link.index)).collect();
             let mut unreachable = Vec::new();

@@ -3,6 +3,7 @@
 
 pub mod configure;
 pub(crate) mod join;
+mod names;
 pub mod netns;
 pub(crate) mod quit;
 pub(crate) mod spawn;

@@ -19,7 +19,7 @@ use rustix::time::{
 /// Watches a namespace. The descriptor becomes readable when the namespace may have ended.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// Name of the namespace, for messages.
+    /// What is watched, for messages.
     name: String,
     method: Method,
 }
@@ -28,6 +28,8 @@ pub(crate) struct Watch {
 enum Method {
     /// A pidfd. It is readable when the process has ended.
     Process(OwnedFd),
+    /// A descriptor of the caller, which says by any event that the namespace has ended (`--exit-fd`).
+    Descriptor(OwnedFd),
     /// Deletions in the directory that contains the namespace's file, reported by inotify.
     Deletions { inotify: OwnedFd, entry: Entry },
     /// A check every second, on file systems without inotify events: proc, sysfs, devpts.
@@ -47,6 +49,11 @@ impl Watch {
         Self { name, method: Method::Process(pidfd) }
     }
 
+    /// Watches a descriptor of the caller.
+    pub(crate) fn descriptor(fd: OwnedFd) -> Self {
+        Self { name: "--exit-fd".into(), method: Method::Descriptor(fd) }
+    }
+
     /// Watches the file of a namespace, by the best available method.
     pub(crate) fn path(path: &Path) -> anyhow::Result<Self> {
         let explain = || format!("can't watch network namespace {}", path.display());
@@ -64,15 +71,18 @@ impl Watch {
         Ok(Self { name: path.display().to_string(), method })
     }
 
-    /// Name of the namespace, for messages.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+    /// A line for the log, when the namespace has ended.
+    pub(crate) fn farewell(&self) -> String {
+        match self.method {
+            Method::Descriptor(_) => "exiting, as --exit-fd requests".into(),
+            _ => format!("network namespace {} is gone, exiting", self.name),
+        }
     }
 
     /// Whether the namespace has ended. Must be called when the descriptor is readable.
     pub(crate) fn gone(&self) -> bool {
         let gone = match &self.method {
-            Method::Process(_) => return true,
+            Method::Process(_) | Method::Descriptor(_) => return true,
             Method::Deletions { inotify, entry } => read_deletions(inotify, entry),
             Method::Timer { timer, entry } => {
                 rustix::io::read(timer, &mut [0_u8; 8]).map(|_| !entry.exists()).map_err(io::Error::from)
@@ -90,9 +100,10 @@ impl Watch {
 impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.method {
-            Method::Process(fd) | Method::Deletions { inotify: fd, .. } | Method::Timer { timer: fd, .. } => {
-                fd.as_fd()
-            }
+            Method::Process(fd)
+            | Method::Descriptor(fd)
+            | Method::Deletions { inotify: fd, .. }
+            | Method::Timer { timer: fd, .. } => fd.as_fd(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -20,6 +21,8 @@ use rustix::process::{
 };
 use sys::signal::Inherited;
 use sys::spawn::{Cloned, Namespaces, fork_into};
+
+use super::names;
 
 /// Maximum length of a host name that the kernel accepts, in octets.
 const HOST_NAME_MAX: usize = 64;
@@ -34,6 +37,8 @@ pub(crate) struct Request<'a> {
     pub(crate) pid_namespace: bool,
     /// Host name of `--hostname`.
     pub(crate) hostname: Option<&'a str>,
+    /// The servers of which the command may ask names. `None` without rules by name: it asks as its host does.
+    pub(crate) resolvers: Option<&'a [IpAddr]>,
     /// Signal mask and dispositions of the caller, which the command inherits.
     pub(crate) signals: &'a Inherited,
     /// The caller's limit of open files, which the command inherits.
@@ -177,6 +182,11 @@ fn become_command(
         log::warn!("can't allow ping sockets in the namespace (ping_group_range): {error}");
     }
     await_network(wait);
+    // Only now, so that a failure is the only message: the parent needs this process to set up the network.
+    if let Some(servers) = request.resolvers {
+        names::resolve_over_link(servers)
+            .context("rules by name need the command to resolve names by DNS only, which can't be ensured")?;
+    }
     setrlimit(Resource::Nofile, *request.open_files).context("can't restore the limit of open files")?;
     request.signals.restore().context("can't restore signals")?;
     let (program, args) = command_line(request.command, std::env::var_os("SHELL"));

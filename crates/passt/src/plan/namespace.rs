@@ -11,7 +11,7 @@ use super::{
     template::{Template, is_valid, is_wide, network_of},
 };
 use crate::{
-    config::{Config, DEFAULT_MTU, Family},
+    config::{Config, DEFAULT_MTU, Family, Mode},
     host::{
         Address, AddressFlags, AddressScope, Facts, LinkFlags, NextHop, Route, RouteProtocol, RouteScope,
     },
@@ -36,6 +36,8 @@ pub struct NamespacePlan {
     pub mac: Option<Mac>,
     /// Length of the device's transmit queue, in frames.
     pub tx_queue_len: u32,
+    /// Whether to bring the loopback interface up.
+    pub loopback: bool,
     /// How to configure the interface. `None`: the interface stays down, and the guest configures it.
     pub interface: Option<InterfacePlan>,
 }
@@ -83,6 +85,7 @@ pub(super) fn plan(
         ifname: config.pasta.ns_ifname.as_ref().map_or_else(default_name, ToString::to_string),
         mac: config.pasta.ns_mac,
         tx_queue_len: TX_QUEUE_LEN,
+        loopback: config.mode == Mode::Pasta || config.pasta.config_net,
         interface: config.pasta.config_net.then(|| InterfacePlan {
             mtu: (mtu != 0).then_some(mtu),
             v4,
@@ -152,7 +155,8 @@ fn family<A: Ip>(
     }
 }
 
-fn address(local: IpAddr, prefix_len: u8, scope: AddressScope) -> Address {
+/// An address of the interface in the namespace.
+pub(super) fn address(local: IpAddr, prefix_len: u8, scope: AddressScope) -> Address {
     Address {
         interface: 0,
         local,
@@ -214,7 +218,7 @@ fn is_made_by_kernel(route: &Route, addresses: &[Address]) -> bool {
 }
 
 /// The only route if the template's routes are not copied.
-fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
+pub(super) fn default_route<A: Ip>(gateway: A, addresses: &[Address]) -> Route {
     let gateway = gateway.into();
     let in_a_network = addresses.iter().filter_map(network_of).any(|network| network.contains(&gateway));
     Route {

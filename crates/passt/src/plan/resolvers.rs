@@ -1,7 +1,7 @@
 //! The resolvers that are advertised to the guest, and the resolvers to which its queries are forwarded (behaviour
 //! §3.4).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use engine::addr::{Settings, V4, V6};
 use engine::forward::Bypass;
@@ -18,6 +18,10 @@ const MAX_SERVERS: usize = 3;
 const MAX_ASKED: usize = 64;
 /// Maximum number of domains that are taken from resolv.conf (behaviour §3.4.3).
 const MAX_HOST_DOMAINS: usize = 5;
+/// A server for questions that are taken whatever their destination: an address for documentation (RFC 5737).
+const ANY_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
+/// As [`ANY_V4`] (RFC 3849).
+const ANY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x53);
 
 /// Sets the settings that depend on the host's resolvers: the servers for queries, the advertised servers and the
 /// advertised search list. Must be called at the start and whenever resolv.conf changes.
@@ -55,6 +59,20 @@ fn asked_servers(given: Option<IpAddr>, given_for_other: Option<IpAddr>, resolve
     servers
 }
 
+/// See [`super::Plan::resolvers_of_command`].
+pub(super) fn of_command(settings: &Settings, gateway6: Option<Ipv6Addr>) -> Vec<IpAddr> {
+    let v4 = settings.v4.as_ref().map(|v4| {
+        let known = v4.dns_forward.or(v4.dns.first().copied()).or(v4.our_address);
+        known.unwrap_or(ANY_V4).into()
+    });
+    let v6 = settings.v6.as_ref().map(|v6| {
+        let known = v6.dns_forward.or(v6.dns.first().copied()).or(gateway6);
+        // A link-local address would need the name of the interface.
+        known.filter(|known| !known.is_unicast_link_local()).unwrap_or(ANY_V6).into()
+    });
+    v4.into_iter().chain(v6).collect()
+}
+
 /// Whether [`set_resolvers`] can change a setting that affects the guest.
 pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let search = settings.services.advertise_search && config.search == Search::Host;
@@ -62,9 +80,9 @@ pub(super) fn matter(config: &Config, settings: &Settings) -> bool {
     let v6 = settings.v6.as_ref().map(|v6| v6.map_host_loopback.is_some());
     let no_link = config.splice == Bypass::Only;
     // With rules by name, questions to all servers go to the host's resolvers. A policy file was not read yet, and a
-    // client of the control socket may send a policy later. Both may have rules by name.
+    // client of the control socket or of the API socket may send a policy later. Both may have rules by name.
     let names = config.policy.is_some()
-        || config.conf_path.is_some()
+        || config.rules_may_change()
         || config.rules.iter().any(engine::policy::Rule::is_by_name);
     let families = v4.is_some_and(|mapped| family_matters(config, &config.v4, mapped))
         || v6.is_some_and(|mapped| family_matters(config, &config.v6, mapped));

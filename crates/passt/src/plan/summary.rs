@@ -33,17 +33,21 @@ impl Plan {
         lines.extend(self.namespace.as_ref().map(|plan| format!("Namespace interface: {}", plan.ifname)));
         lines.push("MAC:".into());
         lines.push(format!("    host: {}", self.settings.our_mac));
-        if let Some(v4) = &self.settings.v4 {
+        let (v4, v6) = (self.settings.v4.as_ref(), self.settings.v6.as_ref());
+        let loopback4 = v4.and_then(|v4| v4.map_host_loopback);
+        let loopback6 = v6.and_then(|v6| v6.map_host_loopback);
+        lines.extend(loopback4.map(|address| format!("NAT to host 127.0.0.1: {address}")));
+        lines.extend(loopback6.map(|address| format!("NAT to host ::1: {address}")));
+        if let Some(v4) = v4 {
             self.ipv4(v4, &mut lines);
         }
-        if let Some(v6) = &self.settings.v6 {
+        if let Some(v6) = v6 {
             self.ipv6(v6, &mut lines);
         }
         lines
     }
 
     fn ipv4(&self, v4: &V4, lines: &mut Vec<String>) {
-        lines.extend(v4.map_host_loopback.map(|address| format!("    NAT to host 127.0.0.1: {address}")));
         if let Some(router) = v4.our_address.filter(|_| self.settings.services.dhcp) {
             lines.push("DHCP:".into());
             lines.push(format!("    assign: {}", v4.assigned));
@@ -54,7 +58,6 @@ impl Plan {
     }
 
     fn ipv6(&self, v6: &V6, lines: &mut Vec<String>) {
-        lines.extend(v6.map_host_loopback.map(|address| format!("    NAT to host ::1: {address}")));
         let services = &self.settings.services;
         let title = match (services.ndp, services.dhcpv6 && v6.assigned.is_some()) {
             (true, true) => "NDP/DHCPv6:",

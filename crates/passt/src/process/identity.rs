@@ -71,7 +71,7 @@ fn resolve(asked: &RunAs) -> anyhow::Result<User> {
     let user = match &asked.user {
         Id::Number(uid) => User { uid: *uid, gid: *uid },
         Id::Name(name) if name == "root" => {
-            bail!("invalid --runas option: root, by this name, is not accepted")
+            bail!("--runas: root is not accepted by name; to stay root, give the number 0")
         }
         Id::Name(name) => user_by_name(name)
             .with_context(|| format!("can't look up user '{name}' (--runas)"))?

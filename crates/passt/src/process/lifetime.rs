@@ -9,6 +9,7 @@ use rustix::process::{Signal, WaitOptions, WaitStatus, wait};
 use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
 use sys::signal::{Received, SignalFd};
 
+use crate::config::Mode;
 use crate::errno::retry;
 use crate::event::Source;
 use crate::pasta::quit::Watch;
@@ -18,6 +19,9 @@ use crate::pasta::spawn::Spawned;
 const OURS: [Signal; 3] = [Signal::TERM, Signal::QUIT, Signal::CHILD];
 /// The signals that the process handles if it has spawned a command. The process forwards these signals to the command.
 const WITH_COMMAND: [Signal; 5] = [Signal::TERM, Signal::QUIT, Signal::CHILD, Signal::INT, Signal::HUP];
+
+/// The same in slirp4netns mode: other signals end the process as they end the C program, which does not handle them.
+const IN_SLIRP4NETNS: [Signal; 1] = [Signal::CHILD];
 
 /// The reason for the end of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +58,12 @@ pub(crate) struct Lifetime {
 impl Lifetime {
     /// Blocks the signals that the process handles. Must be called after the command was spawned: the command inherits
     /// the caller's signal mask.
-    pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>) -> anyhow::Result<Self> {
-        let signals: &[Signal] = if command.is_some() { &WITH_COMMAND } else { &OURS };
+    pub(crate) fn new(command: Option<Spawned>, watch: Option<Watch>, mode: Mode) -> anyhow::Result<Self> {
+        let signals: &[Signal] = match (&command, mode) {
+            (Some(_), _) => &WITH_COMMAND,
+            (None, Mode::Slirp4netns) => &IN_SLIRP4NETNS,
+            (None, Mode::Passt | Mode::Pasta) => &OURS,
+        };
         sys::signal::block(signals).context("can't block signals")?;
         let signals = SignalFd::new(signals).context("can't open a descriptor for signals")?;
         Ok(Self { signals, watch, command, killed_by: None })
@@ -79,7 +87,7 @@ impl Lifetime {
     /// Checks whether the namespace has ended. `Some`: the process must exit.
     pub(crate) fn on_namespace(&self) -> Option<Exit> {
         let watch = self.watch.as_ref().filter(|watch| watch.gone())?;
-        log::info!("network namespace {} is gone, exiting", watch.name());
+        log::info!("{}", watch.farewell());
         Some(Exit::NamespaceGone)
     }
 

@@ -4,4 +4,5 @@ mod identity;
 pub(crate) mod lifetime;
 pub(crate) mod pid_file;
 pub(crate) mod sandbox;
+pub(crate) mod service;
 pub(crate) mod stage;

@@ -12,13 +12,15 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process,
-    set_dumpable_behavior, setrlimit, setsid, waitpid,
+    parent_process_death_signal, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid,
+    waitpid,
 };
 use rustix::thread::{CapabilitySet, ThreadNameSpaceType, capabilities, move_into_thread_name_spaces};
 use sys::signal::Inherited;
@@ -30,43 +32,78 @@ use super::sandbox::capabilities::reduce_to;
 use super::sandbox::landlock::FileRules;
 use super::sandbox::seccomp::{self, Role};
 use super::sandbox::{namespaces, root};
-use crate::config::{Config, GuestLink, Mode, Target, Userns};
+use super::service::{PassedSockets, ServiceManager};
+use crate::api;
+use crate::config::{ApiSocket, Config, GuestLink, Mode, Target, Userns};
 use crate::host;
 use crate::logging;
 use crate::pasta::netns::{Namespace, Opener};
+use crate::pasta::quit::Watch;
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
 
 /// The caller's rights and environment. Every step that needs them belongs to this stage: reading the host's
 /// configuration, binding ports, opening files for output.
 pub(crate) struct Boot {
+    identity: Identity,
     signals: Inherited,
     open_files: Rlimit,
     guest_socket: Option<OwnedFd>,
+    /// `--api-fd`.
+    api_socket: Option<OwnedFd>,
+    /// `--exit-fd`.
+    exit: Option<OwnedFd>,
+    readers: Readers,
+    sockets: PassedSockets,
+    /// The signal that the caller has chosen for the case that it ends first (prctl(2), PR_SET_PDEATHSIG).
+    death_signal: Option<Signal>,
 }
 
 impl Boot {
-    /// Must be called first. Closes inherited descriptors, except the guest's socket (`--fd`), and raises the
-    /// limit of open files.
+    /// Must be called first. Closes inherited descriptors, except those of options (`--fd`, `--api-fd`,
+    /// `--exit-fd`, `--ready-fd`) and those of the service manager, and raises the limit of open files.
     ///
     /// # Errors
-    /// The descriptor of `--fd` is not open, or signal dispositions can't be read.
+    /// A descriptor is not open or of the wrong kind, or signal dispositions can't be read.
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         let guest_socket = match config.passt.link {
-            GuestLink::Fd(fd) => {
-                let socket = sys::spawn::inherited(fd);
-                Some(socket.with_context(|| format!("can't use descriptor {fd} (--fd)"))?)
-            }
+            GuestLink::Fd(fd) => Some(inherited(fd, "--fd")?),
             GuestLink::Path(_) | GuestLink::Probe => None,
         };
-        sys::spawn::close_inherited(guest_socket.as_ref().map(AsRawFd::as_raw_fd));
+        let api_socket = match config.api {
+            Some(ApiSocket::Fd(fd)) => Some(inherited(fd, "--api-fd")?),
+            Some(ApiSocket::Path(_) | ApiSocket::Registry) | None => None,
+        };
+        let slirp4netns = &config.slirp4netns;
+        let exit = slirp4netns.exit_fd.map(|fd| inherited(fd, "--exit-fd")).transpose()?;
+        let ready = slirp4netns.ready_fd.map(|fd| inherited(fd, "--ready-fd")).transpose()?;
+        let kept = [&guest_socket, &api_socket, &exit, &ready].into_iter().flatten().map(AsRawFd::as_raw_fd);
+        let sockets = PassedSockets::inherited()?;
+        sys::spawn::close_inherited(&kept.chain(sockets.descriptors()).collect::<Vec<_>>());
+        // A command reports itself when it is ready.
+        let has_command = matches!(config.pasta.target, Target::Spawn { .. }) && config.mode == Mode::Pasta;
+        let manager = if has_command { None } else { ServiceManager::of_this_process() };
+        let readers = Readers { ready, manager };
+        sys::heap::share();
         let signals = Inherited::take().context("can't take over signal dispositions")?;
         let open_files = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
         if let Err(error) = setrlimit(Resource::Nofile, raised) {
             log::debug!("can't raise the limit of open files: {error}");
         }
-        Ok(Self { signals, open_files, guest_socket })
+        let death_signal = parent_process_death_signal().ok().flatten().filter(|_| config.foreground);
+        let identity = Identity::choose(config.runas.as_ref())?;
+        Ok(Self {
+            identity,
+            signals,
+            open_files,
+            guest_socket,
+            api_socket,
+            exit,
+            readers,
+            sockets,
+            death_signal,
+        })
     }
 
     /// The guest's socket, if the caller has opened it (`--fd`).
@@ -74,33 +111,68 @@ impl Boot {
         self.guest_socket.take()
     }
 
+    /// The sockets that the service manager has opened.
+    pub(crate) fn take_sockets(&mut self) -> PassedSockets {
+        std::mem::take(&mut self.sockets)
+    }
+
+    /// Whether the process keeps its user.
+    pub(crate) fn keeps_user(&self) -> bool {
+        self.identity == Identity::Callers
+    }
+
+    /// The API socket, if the caller has opened it (`--api-fd`).
+    pub(crate) fn take_api_socket(&mut self) -> Option<OwnedFd> {
+        self.api_socket.take()
+    }
+
     /// Next stage: the process runs under its final user, and has rights over the guest's namespace.
     ///
     /// Must be called before any thread exists: a process with two threads can't change its user namespace. Must be
     /// called after every step that needs the caller's rights over the host: the process loses these rights here.
     ///
+    /// With rules by name, a command that is spawned resolves names by the servers `resolvers` only.
+    ///
     /// # Errors
     /// The user, the command or the namespace can't be used.
-    pub(crate) fn prepare(self, config: &Config) -> anyhow::Result<(Prepared, Guest)> {
-        let identity = Identity::choose(config.runas.as_ref())?;
+    pub(crate) fn prepare(
+        mut self,
+        config: &Config,
+        resolvers: Option<&[IpAddr]>,
+    ) -> anyhow::Result<(Prepared, Guest)> {
+        let identity = self.identity;
         if let Identity::InsteadOfRoot(_) = identity {
             log::info!("Started as root, will change to nobody");
         }
-        let (kept, guest) = match config.mode {
-            Mode::Pasta => self.join_guest(config, identity)?,
+        let (mut kept, mut guest) = match config.mode {
+            Mode::Pasta | Mode::Slirp4netns => self.join_guest(config, identity, resolvers)?,
             Mode::Passt => (CapabilitySet::empty(), serve_socket(identity)?),
         };
-        Ok((Prepared::new(kept)?, guest))
+        if let Some(exit) = self.exit.take() {
+            guest.watch = Some(Watch::descriptor(exit));
+        }
+        if config.slirp4netns.api_socket.is_some() {
+            // A client of root may request to forward a port below 1024.
+            let held = capabilities(None).context("can't read capabilities")?.permitted;
+            kept |= held & CapabilitySet::NET_BIND_SERVICE;
+        }
+        let Self { readers, death_signal, .. } = self;
+        Ok((Prepared::new(kept, readers, death_signal)?, guest))
     }
 
     /// Finds or creates the guest's namespace, and changes user. Also returns the capabilities to keep.
-    fn join_guest(&self, config: &Config, identity: Identity) -> anyhow::Result<(CapabilitySet, Guest)> {
+    fn join_guest(
+        &self,
+        config: &Config,
+        identity: Identity,
+        resolvers: Option<&[IpAddr]>,
+    ) -> anyhow::Result<(CapabilitySet, Guest)> {
         let quit = !config.pasta.no_netns_quit;
         let userns = &config.pasta.userns;
         let mut kept = CapabilitySet::empty();
         let guest = match &config.pasta.target {
             Target::Spawn { command } => {
-                let command = self.spawn(config, command, identity)?;
+                let command = self.spawn(config, command, identity, resolvers)?;
                 if let Identity::InsteadOfRoot(_) = identity
                     && *userns != Userns::None
                 {
@@ -127,7 +199,13 @@ impl Boot {
     }
 
     /// Spawns the command as the caller, or as the user of `--runas`. Joins the command's user namespace.
-    fn spawn(&self, config: &Config, command: &[OsString], identity: Identity) -> anyhow::Result<Spawned> {
+    fn spawn(
+        &self,
+        config: &Config,
+        command: &[OsString],
+        identity: Identity,
+        resolvers: Option<&[IpAddr]>,
+    ) -> anyhow::Result<Spawned> {
         if let Identity::Asked(user) = identity {
             change_to(user)?;
         }
@@ -137,6 +215,7 @@ impl Boot {
             user_namespace,
             pid_namespace: !config.pasta.no_pidns,
             hostname: config.hostname.as_deref(),
+            resolvers,
             signals: &self.signals,
             open_files: &self.open_files,
         })?;
@@ -150,6 +229,11 @@ impl Boot {
         }
         Ok(spawned)
     }
+}
+
+/// The descriptor `fd`, which the caller has opened for `option`.
+fn inherited(fd: RawFd, option: &str) -> anyhow::Result<OwnedFd> {
+    sys::spawn::inherited(fd).with_context(|| format!("can't use descriptor {fd} ({option})"))
 }
 
 fn change_identity(identity: Identity) -> anyhow::Result<()> {
@@ -181,6 +265,16 @@ struct Carried {
     caller: Option<UnixStream>,
     /// The PID file that this process must write. In the background, the waiting process writes the file.
     pid_file: Option<PidFile>,
+    readers: Readers,
+    /// The signal for the end of the caller. The kernel forgets it when the process changes its user.
+    death_signal: Option<Signal>,
+}
+
+/// Those that wait for the report that the network is ready, besides the caller.
+struct Readers {
+    /// `--ready-fd`.
+    ready: Option<OwnedFd>,
+    manager: Option<ServiceManager>,
 }
 
 /// The process runs under its final user, and has rights over the guest's network namespace. The link is created in
@@ -188,16 +282,25 @@ struct Carried {
 pub(crate) struct Prepared(Carried);
 
 impl Prepared {
-    fn new(kept: CapabilitySet) -> anyhow::Result<Self> {
+    fn new(kept: CapabilitySet, readers: Readers, death_signal: Option<Signal>) -> anyhow::Result<Self> {
         let null =
             OpenOptions::new().read(true).write(true).open("/dev/null").context("can't open /dev/null")?;
         logging::open_syslog();
-        Ok(Self(Carried { kept, null, file_rules: None, caller: None, pid_file: None }))
+        Ok(Self(Carried {
+            kept,
+            null,
+            file_rules: None,
+            caller: None,
+            pid_file: None,
+            readers,
+            death_signal,
+        }))
     }
 
     /// Next stage: the process has no access to the machine's files and, in the background, no access to its processes.
     ///
-    /// Must be called after every step that opens a file. `resolver` keeps access to the directories that it holds.
+    /// Must be called after every step that opens a file. `resolver` keeps access to the directories that it holds, `api` to
+    /// the folder of its socket. Without this access, the socket is given up.
     ///
     /// # Errors
     /// The root directory can't be replaced, and the kernel has no Landlock to deny access to the root directory.
@@ -205,9 +308,10 @@ impl Prepared {
         mut self,
         config: &Config,
         resolver: Option<&mut host::Watch>,
+        api: &mut Option<api::Start>,
     ) -> anyhow::Result<Confined> {
-        if let Err(error) = replace_root(config, resolver) {
-            let rules = FileRules::new([]).with_context(|| {
+        if let Err(error) = replace_root(config, resolver, api) {
+            let rules = FileRules::new([], []).with_context(|| {
                 format!("can't leave the file system ({error:#}), and Landlock is not there to deny it")
             })?;
             log::info!("Can't replace the root directory ({error:#}): using Landlock instead");
@@ -217,10 +321,20 @@ impl Prepared {
     }
 }
 
-fn replace_root(config: &Config, resolver: Option<&mut host::Watch>) -> anyhow::Result<()> {
+fn replace_root(
+    config: &Config,
+    resolver: Option<&mut host::Watch>,
+    api: &mut Option<api::Start>,
+) -> anyhow::Result<()> {
     namespaces::leave(!config.foreground)?;
     root::make_private()?;
     resolver.into_iter().for_each(host::Watch::keep_accessible);
+    if let Some(file) = api.as_mut().and_then(api::Start::file)
+        && let Err(errno) = file.keep_accessible()
+    {
+        log::debug!("No API socket: can't keep its folder accessible: {errno}");
+        api.iter_mut().for_each(|api| api.entry = None);
+    }
     root::enter_empty(config.chroot_fallback)
 }
 
@@ -234,15 +348,21 @@ impl Confined {
     ///
     /// # Errors
     /// The process can't fork, or the process that waits has ended.
-    pub(crate) fn detach(self, config: &Config, pid_file: Option<PidFile>) -> anyhow::Result<Detached> {
+    pub(crate) fn detach(
+        self,
+        config: &Config,
+        pid_file: Option<PidFile>,
+        api: Option<&mut api::Start>,
+    ) -> anyhow::Result<Detached> {
         if config.foreground {
+            api.into_iter().for_each(|api| api.set_pid(std::process::id()));
             return Ok(Detached(Carried { pid_file, ..self.0 }));
         }
         let (child, mut caller) = UnixStream::pair().context("can't make a socket")?;
         match sys::spawn::fork().context("can't fork to the background")? {
             Forked::Parent { pid } => {
                 drop(caller);
-                leave_in_background(pid, child, pid_file)
+                leave_in_background(pid, child, pid_file, self.0.readers.manager)
             }
             Forked::Child => {
                 drop(child);
@@ -250,7 +370,9 @@ impl Confined {
                 // In its PID namespace, this process has the process ID 1.
                 let mut pid = [0; 4];
                 caller.read_exact(&mut pid).context("can't learn our process id")?;
-                logging::set_pid(u32::from_ne_bytes(pid));
+                let pid = u32::from_ne_bytes(pid);
+                logging::set_pid(pid);
+                api.into_iter().for_each(|api| api.set_pid(pid));
                 Ok(Detached(Carried { caller: Some(caller), ..self.0 }))
             }
         }
@@ -263,6 +385,7 @@ fn leave_in_background(
     child: Pid,
     mut background: UnixStream,
     pid_file: Option<PidFile>,
+    manager: Option<ServiceManager>,
 ) -> anyhow::Result<Detached> {
     // If this fails, the process in the background has ended. The code below detects this.
     drop(background.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
@@ -280,6 +403,7 @@ fn leave_in_background(
         let _ = kill_process(child, Signal::KILL);
         return Err(error);
     }
+    manager.iter().for_each(|manager| manager.report_ready(Some(child)));
     std::process::exit(0);
 }
 
@@ -292,10 +416,13 @@ pub(crate) struct Threads {
     pub(crate) opener: Option<Opener>,
     /// Reports changes of resolv.conf, if a setting depends on the file.
     pub(crate) news: Option<host::News>,
+    /// Asks on behalf of the clients of the API socket, if there is one.
+    pub(crate) api: Option<api::ShardEnd>,
 }
 
 impl Detached {
-    /// Next stage: all threads run. Each thread has given up the rights that it does not need.
+    /// Next stage: all threads run. Each thread has given up the rights that it does not need; the API thread has done so in
+    /// the next stage.
     ///
     /// # Errors
     /// A thread can't be started, can't enter the namespace, or can't give up its rights.
@@ -303,11 +430,13 @@ impl Detached {
         self,
         namespace: Option<Namespace>,
         resolver: Option<host::Watch>,
+        api: Option<api::Start>,
     ) -> anyhow::Result<(Staffed, Threads)> {
         let opener = namespace.map(|namespace| self.start_opener(namespace)).transpose()?;
         let news = resolver.map(|resolver| self.start_reader(resolver)).transpose()?;
+        let (api, api_ready) = api.map(|api| self.start_api(api)).transpose()?.unzip();
         let role = if opener.is_some() { Role::Pasta } else { Role::Passt };
-        Ok((Staffed { carried: self.0, role }, Threads { opener, news }))
+        Ok((Staffed { carried: self.0, role, api_ready }, Threads { opener, news, api }))
     }
 
     fn start_opener(&self, namespace: Namespace) -> anyhow::Result<Opener> {
@@ -326,10 +455,17 @@ impl Detached {
         resolver.start(move || drop_rights(rules, none, none, Role::Reader))
     }
 
+    fn start_api(&self, mut api: api::Start) -> anyhow::Result<(api::ShardEnd, api::Ready)> {
+        let folder = api.file().map(|file| file.folder());
+        let rules = self.0.file_rules.as_ref().map(|_| FileRules::new([], folder)).transpose()?;
+        let none = CapabilitySet::empty();
+        api::start(api, move || drop_rights(rules, none, none, Role::Api))
+    }
+
     /// The rules for another thread, if rules are needed: Landlock restricts each thread separately.
     fn file_rules(&self, resolver: Option<&host::Watch>) -> anyhow::Result<Option<FileRules>> {
         let readable = resolver.into_iter().flat_map(host::Watch::directories);
-        self.0.file_rules.as_ref().map(|_| FileRules::new(readable)).transpose()
+        self.0.file_rules.as_ref().map(|_| FileRules::new(readable, [])).transpose()
     }
 }
 
@@ -338,6 +474,8 @@ pub(crate) struct Staffed {
     carried: Carried,
     /// The role of the calling thread.
     role: Role,
+    /// Tells when the API thread has given up its rights.
+    api_ready: Option<api::Ready>,
 }
 
 impl Staffed {
@@ -350,8 +488,14 @@ impl Staffed {
     pub(crate) fn seal(mut self) -> anyhow::Result<Sealed> {
         // Other processes of the same user must not be able to trace this process or to read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
+        if let Some(signal) = self.carried.death_signal {
+            set_parent_process_death_signal(Some(signal))
+                .context("can't restore the signal for the caller's end")?;
+        }
         let rules = self.carried.file_rules.take();
-        drop_rights(rules, self.carried.kept, CapabilitySet::empty(), self.role)?;
+        // CAP_KILL is needed for single calls only, see `Lifetime`.
+        drop_rights(rules, self.carried.kept, CapabilitySet::NET_BIND_SERVICE, self.role)?;
+        self.api_ready.map_or(Ok(()), api::Ready::wait)?;
         Ok(Sealed(self.carried))
     }
 }
@@ -381,9 +525,15 @@ impl Sealed {
     /// # Errors
     /// The PID file can't be written, or the standard streams can't be replaced.
     pub(crate) fn announce(self) -> anyhow::Result<()> {
-        let Carried { caller, null, pid_file, .. } = self.0;
+        let Carried { caller, null, pid_file, readers: Readers { ready, manager }, .. } = self.0;
         let Some(mut caller) = caller else {
-            return pid_file.map_or(Ok(()), |file| file.write(getpid()));
+            pid_file.map_or(Ok(()), |file| file.write(getpid()))?;
+            if let Some(Err(error)) = ready.map(|ready| File::from(ready).write_all(b"1")) {
+                // The network is ready, even if the caller does not wait for it any more.
+                log::warn!("can't write to the descriptor of --ready-fd: {error}");
+            }
+            manager.iter().for_each(|manager| manager.report_ready(None));
+            return Ok(());
         };
         rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
         rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;

@@ -69,18 +69,25 @@ impl Shard {
 
     /// Must be called before an accepted connection is forwarded: the client may have sent bytes already. `destination`
     /// is the address to which the client connects.
+    ///
+    /// Returns false if the client has not sent anything yet. Bytes that arrive from now on may announce a port, so they
+    /// must not be forwarded before [`Shard::before_bypassed`] has examined them.
     pub(super) fn before_accepted(
         &mut self,
         client: impl AsFd,
         direction: Direction,
         destination: IpAddr,
         now: Instant,
-    ) {
-        if self.forwarder.may_peek(direction, now)
-            && let Ok((len, _, _)) =
-                recvfrom(client, &mut *self.glimpse, RecvFlags::PEEK | RecvFlags::DONTWAIT)
-        {
-            self.before_payload(direction, loopback(destination), len, now);
+    ) -> bool {
+        if !self.forwarder.may_peek(direction, now) {
+            return true;
+        }
+        match recvfrom(client, &mut *self.glimpse, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((len, _, _)) => {
+                self.before_payload(direction, loopback(destination), len, now);
+                true
+            }
+            Err(_) => false,
         }
     }
 

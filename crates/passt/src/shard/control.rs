@@ -2,12 +2,13 @@
 
 use engine::forward::Enabled;
 use engine::guard::Ended;
-use engine::policy::{Policy, spec};
+use engine::policy::Policy;
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 
 use super::{Receivers, Shard};
-use crate::control::{Message, Server};
+use crate::api::Note;
+use crate::control::{Message, Server, parse_policy};
 use crate::event::Source;
 use crate::logging::{self, LIST};
 use control::message::{Decoded, Update};
@@ -51,21 +52,36 @@ impl Shard {
     }
 
     fn on_update(&mut self, update: &Update, now: Instant) {
-        let Some(control) = &mut self.control else { return };
+        let Some(enabled) = self.control.as_ref().map(|control| control.enabled) else { return };
+        let outcome = self.update_rules(update, enabled, now);
+        if let Some(control) = &mut self.control {
+            control.server.conclude(outcome.as_deref().map_err(String::as_str), self.sockets.epoll());
+        }
+    }
+
+    /// Puts other forwarding rules in force. See [`Forwarder::update`](crate::forward::Forwarder::update).
+    pub(super) fn update_rules(
+        &mut self,
+        update: &Update,
+        enabled: Enabled,
+        now: Instant,
+    ) -> Result<String, String> {
         let rx = Receivers {
             acceptors: &mut self.acceptors,
             udp: self.stack.udp_mut(),
             sockets: &mut self.sockets,
         };
-        let outcome = self.forwarder.update(update, control.enabled, now, rx);
-        let outcome = outcome.as_deref().map_err(String::as_str);
-        control.server.conclude(outcome, self.sockets.epoll());
+        let remark = self.forwarder.update(update, enabled, now, rx)?;
+        self.publish(Note::Rules(remark.clone()), now);
+        Ok(remark)
     }
 
     /// Handles a complete request about the policy.
     fn on_request(&mut self, message: &[u8], now: Instant) {
         let outcome = match policy::decode(message) {
-            Ok(Decoded::Whole(Request::Replace(text))) => self.replace_policy(text, now),
+            Ok(Decoded::Whole(Request::Replace(text))) => {
+                parse_policy(text).and_then(|policy| self.replace_policy(policy, now))
+            }
             Ok(Decoded::Whole(Request::Show) | Decoded::Needs(_)) => {
                 let Some(Control { server, .. }) = &mut self.control else { return };
                 return server.list(self.stack.guard(), self.sockets.epoll());
@@ -77,17 +93,15 @@ impl Shard {
         }
     }
 
-    /// Replaces the rules in force by the rules of a policy file. Ends the flows that the new rules deny, including
-    /// flows that bypass the link. Returns a report for the client.
+    /// Replaces the rules in force. Ends the flows that the new rules deny, including flows that bypass the link. Returns
+    /// a report for the client.
     ///
     /// # Errors
-    /// A message for the user: the rules are invalid, and nothing has changed.
-    fn replace_policy(&mut self, text: &str, now: Instant) -> Result<String, String> {
-        let file = spec::parse_file(text).map_err(|error| error.to_string())?;
-        let policy = Policy::new(file.rules, file.default).map_err(|error| error.to_string())?;
+    /// A message for the user: the rules can't be applied, and nothing has changed.
+    pub(super) fn replace_policy(&mut self, policy: Policy, now: Instant) -> Result<String, String> {
         if policy.needs_own_addresses() && !self.sockets.follows_addresses() {
             return Err("Rules by group or by name need the host's addresses, and these could not be read at the start; \
-                        use rules by address"
+                        use rules by address, or start with --api-socket or --conf-path"
                 .into());
         }
         policy.rules().iter().for_each(|rule| log::debug!(target: LIST, "Rule: {rule}"));
@@ -99,6 +113,7 @@ impl Shard {
         let what = if self.stack.guard().audits() { "flows that would end" } else { "flows ended" };
         let report = format!("{in_force}; {what}: TCP {tcp}, UDP {udp}, ping {icmp}");
         log::info!("The policy was replaced: {report}");
+        self.publish(Note::Policy(report.clone()), now);
         Ok(report)
     }
 }

@@ -4,9 +4,10 @@ use anyhow::Context;
 use sys::tap::{Offloads, TapDevice};
 
 use super::host_side::Network;
-use crate::config::Config;
+use crate::config::{Config, Target};
 use crate::forward::listen::Listener;
 use crate::host::missing;
+use crate::io::client_errors::ClientErrors;
 use crate::link::Medium;
 use crate::link::door::GuestSocket;
 use crate::link::stream::StreamLink;
@@ -24,6 +25,8 @@ pub(crate) struct GuestSide {
     pub(crate) interface: Option<Configured>,
     /// Listening sockets of the outbound rules, in the guest's namespace.
     pub(crate) listeners: Vec<Listener>,
+    /// Send errors to clients in the guest's namespace that the guard refuses.
+    pub(crate) client_errors: ClientErrors,
     /// The guest has a network namespace of this machine.
     pub(crate) has_namespace: bool,
 }
@@ -47,9 +50,12 @@ impl GuestSide {
 
     fn in_namespace(config: &Config, network: &mut Network, namespace: &Namespace) -> anyhow::Result<Self> {
         let (plan, opening) = (&network.plan, network.opening.outbound());
-        let (tap, (listeners, notes)) = namespace.within(|| {
-            let tap = make_tap(plan)?;
-            Ok((tap, opening.rules(&config.outbound, |_, _| false)?))
+        // A client of the control socket may send rules later.
+        let may_refuse = network.guard.policy().is_some() || network.control.is_some();
+        let (tap, (listeners, notes), client_errors) = namespace.within(|| {
+            let tap = make_tap(plan, matches!(config.pasta.target, Target::Spawn { .. }))?;
+            let errors = if may_refuse { ClientErrors::open() } else { ClientErrors::default() };
+            Ok((tap, opening.rules(&config.outbound, |_, _| false)?, errors))
         })?;
         notes.iter().for_each(|note| log::warn!("{note}"));
         let (device, interface) = tap.unzip();
@@ -59,7 +65,7 @@ impl GuestSide {
             Some(device) => Medium::Tap(TapLink::new(device, up, network.capture.take())),
             None => Medium::none(),
         };
-        Ok(Self { link, interface, listeners, has_namespace: true })
+        Ok(Self { link, interface, listeners, client_errors, has_namespace: true })
     }
 
     fn behind_socket(config: &Config, network: &mut Network, socket: GuestSocket) -> Self {
@@ -70,13 +76,19 @@ impl GuestSide {
         } else {
             Medium::Stream(StreamLink::new(socket, capture))
         };
-        Self { link, interface: None, listeners: Vec::new(), has_namespace: false }
+        Self {
+            link,
+            interface: None,
+            listeners: Vec::new(),
+            client_errors: ClientErrors::default(),
+            has_namespace: false,
+        }
     }
 }
 
 /// Makes and configures the tap device in the network namespace of the calling thread. Returns `None` if no link is
-/// needed (`--splice-only`).
-fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
+/// needed (`--splice-only`). `own` is whether the namespace was made for the command, and ends with it.
+fn make_tap(plan: &Plan, own: bool) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let Some(plan) = &plan.namespace else {
         bring_loopback_up()?;
         return Ok(None);
@@ -85,6 +97,9 @@ fn make_tap(plan: &Plan) -> anyhow::Result<Option<(TapDevice, Configured)>> {
     let device =
         TapDevice::create(&plan.ifname, wanted).context("can't set up a tap device in the namespace")?;
     log::debug!("tap device {}: {:?}", device.name, device.offloads);
+    if own && let Err(error) = device.leave_to_namespace() {
+        log::debug!("tap device {}: it can't be left to the namespace: {error}", device.name);
+    }
     // The kernel may have replaced a name pattern such as tap%d.
     let configured = configure(&NamespacePlan { ifname: device.name.clone(), ..plan.clone() })?;
     configured.notes.iter().for_each(|note| log::log!(note.level, "{}", note.text));

@@ -1,5 +1,6 @@
 //! The host's side: all steps that need the caller's rights.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
@@ -9,11 +10,12 @@ use engine::neighbours::Neighbour;
 use engine::policy::Policy;
 
 use super::policy;
+use crate::api::{Entry, listen_for_metrics};
 use crate::budgets::listeners_at_start;
 use crate::budgets::resources::Resources;
-use crate::config::{self, Config, GuestLink, Mode};
+use crate::config::{self, ApiSocket, Config, GuestLink, Mode};
 use crate::flow_log::FlowLog;
-use crate::forward::listen::{Listener, Opening};
+use crate::forward::listen::{self, Listener, Opening};
 use crate::host::{Facts, Neighbourhood, OwnAddresses, Watch};
 use crate::io::outbound::Outbound;
 use crate::io::{Sources, unix_socket};
@@ -23,6 +25,8 @@ use crate::link::{stream, vhost_user};
 use crate::logging;
 use crate::plan::{self, Plan};
 use crate::process::pid_file::PidFile;
+use crate::process::service::PassedSockets;
+use crate::process::stage::Boot;
 
 /// The objects that are open on the host.
 pub(crate) struct HostSide {
@@ -30,6 +34,10 @@ pub(crate) struct HostSide {
     pub(crate) pid_file: Option<PidFile>,
     /// The flow log (`--flow-log`).
     pub(crate) flow_log: Option<FlowLog>,
+    /// The API socket (`--api-socket`, `--api-fd`, or one in the registry).
+    pub(crate) api: Option<Entry>,
+    /// The listening socket of `--metrics`.
+    pub(crate) metrics: Option<OwnedFd>,
     /// Watches resolv.conf, if a setting depends on the file.
     pub(crate) resolver: Option<Watch>,
     /// The parts that the event loop needs.
@@ -58,17 +66,19 @@ pub(crate) struct Network {
     pub(crate) opening: Opening,
     /// The listening control socket (`--conf-path`).
     pub(crate) control: Option<OwnedFd>,
+    /// The listening API socket of slirp4netns (`--api-socket`).
+    pub(crate) hostfwd: Option<OwnedFd>,
     /// The virtual machine's socket. `None` if the guest is a namespace.
     pub(crate) guest_socket: Option<GuestSocket>,
 }
 
 impl HostSide {
-    /// Reads the host's network configuration, makes the plan, and opens files and sockets. `guest_socket` is the
-    /// virtual machine's socket, if the virtual machine is connected already.
+    /// Reads the host's network configuration, makes the plan, and opens files and sockets. Takes the sockets that the
+    /// caller has opened.
     ///
     /// # Errors
     /// A file or socket can't be opened, or an option requires something that the host does not have.
-    pub(crate) fn open(config: &Config, guest_socket: Option<OwnedFd>) -> anyhow::Result<Self> {
+    pub(crate) fn open(config: &Config, boot: &mut Boot) -> anyhow::Result<Self> {
         if let Some(path) = &config.log_file {
             logging::open_file(path, config.log_size)?;
         }
@@ -78,45 +88,71 @@ impl HostSide {
         let facts = Facts::gather().context("can't find out about the host's network")?;
         let plan = plan::plan(config, &facts)?;
         report(&plan);
+        let mut sockets = boot.take_sockets();
 
         Ok(Self {
             pid_file: config.pid_file.as_deref().map(PidFile::create).transpose()?,
             resolver: if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None },
             flow_log,
-            network: Network::open(config, plan, &facts, guest_socket)?,
+            api: open_api(config, boot, &mut sockets)?,
+            metrics: config.metrics.map(listen_for_metrics).transpose()?,
+            network: {
+                let network = Network::open(config, plan, &facts, boot.take_guest_socket(), &mut sockets)?;
+                sockets.finish()?;
+                network
+            },
         })
     }
 }
 
 impl Network {
+    /// With rules by name, the servers to which a spawned command sends its questions.
+    pub(crate) fn resolvers_of_command(&self) -> Option<Vec<IpAddr>> {
+        let by_name = self.guard.policy().is_some_and(Policy::has_names);
+        by_name.then(|| self.plan.resolvers_of_command())
+    }
+
     fn open(
         config: &Config,
         plan: Plan,
         facts: &Facts,
         guest_socket: Option<OwnedFd>,
+        sockets: &mut PassedSockets,
     ) -> anyhow::Result<Self> {
         let guard = policy::guard(config)?;
+        policy::check_control_socket(config, &guard);
         let neighbourhood = watch_neighbours(&plan);
         let capture = config.pcap.as_deref().map(open_capture).transpose()?;
         let outbound = Outbound::new(&plan.outbound4, &plan.outbound6, config.freebind)
             .context("can't use the outbound interface (--outbound-if4, --outbound-if6)")?
-            .sharing(plan.settings.services.multicast);
+            .sharing(plan.settings.services.multicast)
+            .with_localhost(config.mode == Mode::Slirp4netns);
 
         let resources = Resources::gather();
         let spare = listeners_at_start(&resources);
         let opening = Opening { direction: Direction::Inbound, freebind: config.freebind, spare };
-        let (listeners, notes) = opening.rules(&config.inbound, |_, _| false)?;
+        sockets.check_ports(&config.inbound)?;
+        let (listeners, notes) = opening.rules_by(
+            &config.inbound,
+            |_, _| false,
+            |index, rule, port| match sockets.take_port(rule, port) {
+                Some((socket, address)) => listen::adopt(index, rule.protocol, port, socket, address),
+                None => opening.socket(index, rule, port, false),
+            },
+        )?;
         notes.iter().for_each(|note| log::warn!("{note}"));
         let opening = Opening { spare: spare.saturating_sub(listeners.len()), ..opening };
 
-        let control = config.conf_path.as_deref().map(unix_socket::listen_at).transpose()?;
+        let control = config.conf_path.as_deref().map(|path| sockets.listen_at(path)).transpose()?;
+        let hostfwd = config.slirp4netns.api_socket.as_deref();
+        let hostfwd = hostfwd.map(|path| sockets.listen_at(path)).transpose().context("--api-socket")?;
         let guest_socket = match config.mode {
-            Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket)?),
-            Mode::Pasta => None,
+            Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket, sockets)?),
+            Mode::Pasta | Mode::Slirp4netns => None,
         };
         let needed = guard.policy().is_some_and(Policy::needs_own_addresses);
-        let followed =
-            follow_addresses(needed, control.is_some()).context("the rules need the host's addresses")?;
+        let followed = follow_addresses(needed, config.rules_may_change())
+            .context("the rules need the host's addresses")?;
         let sources = Sources::of(facts, followed);
         Ok(Self {
             plan,
@@ -129,8 +165,19 @@ impl Network {
             listeners,
             opening,
             control,
+            hostfwd,
             guest_socket,
         })
+    }
+}
+
+/// Opens the API socket. A process that will change its user has none in the registry, since it could not remove it.
+fn open_api(config: &Config, boot: &mut Boot, sockets: &mut PassedSockets) -> anyhow::Result<Option<Entry>> {
+    match (boot.take_api_socket(), &config.api) {
+        (Some(socket), _) => Entry::inherited(socket).map(Some),
+        (None, Some(ApiSocket::Path(path))) => Entry::at(sockets.listen_at(path)).map(Some),
+        (None, Some(ApiSocket::Registry)) if boot.keeps_user() => Ok(Entry::registered()),
+        (None, _) => Ok(None),
     }
 }
 
@@ -147,8 +194,8 @@ fn watch_resolvers(facts: &Facts) -> Option<Watch> {
         .ok()
 }
 
-/// Starts to follow the host's addresses, if the rules need them (`needed`), or if a client of the control socket may
-/// later send rules that need them (`maybe`). The netlink socket must be opened now, since the process can't open it
+/// Starts to follow the host's addresses, if the rules need them (`needed`), or if a client may later send rules that
+/// need them (`maybe`). The netlink socket must be opened now, since the process can't open it
 /// later. A failure is fatal only if the addresses are `needed`.
 fn follow_addresses(needed: bool, maybe: bool) -> anyhow::Result<Option<OwnAddresses>> {
     if !needed && !maybe {
@@ -180,17 +227,23 @@ fn open_capture(path: &std::path::Path) -> anyhow::Result<Capture> {
 }
 
 /// Opens the socket to which the virtual machine connects, unless it is connected already.
-fn open_guest_socket(config: &config::Passt, connected: Option<OwnedFd>) -> anyhow::Result<GuestSocket> {
+fn open_guest_socket(
+    config: &config::Passt,
+    connected: Option<OwnedFd>,
+    sockets: &mut PassedSockets,
+) -> anyhow::Result<GuestSocket> {
     match connected {
         Some(socket) => GuestSocket::connected(socket).context("can't use the socket (--fd)"),
-        None => Ok(GuestSocket::Listening { socket: listen_for_guest(config)?, one_off: config.one_off }),
+        None => {
+            Ok(GuestSocket::Listening { socket: listen_for_guest(config, sockets)?, one_off: config.one_off })
+        }
     }
 }
 
 /// Listens at the path of the command line, or at the first default path that is free (behaviour §9.2).
-fn listen_for_guest(config: &config::Passt) -> anyhow::Result<OwnedFd> {
+fn listen_for_guest(config: &config::Passt, sockets: &mut PassedSockets) -> anyhow::Result<OwnedFd> {
     let (socket, path) = match &config.link {
-        GuestLink::Path(path) => (unix_socket::listen_at(path)?, path.clone()),
+        GuestLink::Path(path) => (sockets.listen_at(path)?, path.clone()),
         GuestLink::Probe | GuestLink::Fd(_) => unix_socket::listen_at_first(door::default_paths())?,
     };
     log::info!("You can now start QEMU (7.2 or later) with:");

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use engine::guard::{Guard, Mode};
 use engine::policy::{Policy, spec};
 
-use crate::config::{Config, NameCheck};
+use crate::config::{self, Config, NameCheck, Target};
 
 /// The guard for the rules of the command line, followed by the rules of the policy file. If there are no rules, the
 /// guard can get rules later.
@@ -36,6 +36,21 @@ pub(super) fn guard(config: &Config) -> anyhow::Result<Guard> {
     policy.rules().iter().for_each(|rule| log::debug!("Rule: {rule}"));
     log::debug!("Rule: default {}", policy.default_action());
     Ok(Guard::new(policy, mode, hash_key))
+}
+
+/// Warns if the command that pasta spawns could replace the rules: it sees the path of the control socket, and runs as
+/// the socket's owner.
+pub(super) fn check_control_socket(config: &Config, guard: &Guard) {
+    if let (Some(path), Target::Spawn { .. }, true) =
+        (&config.conf_path, &config.pasta.target, guard.policy().is_some())
+        && config.mode == config::Mode::Pasta
+    {
+        log::warn!(
+            "--conf-path: the command sees the socket {0} and can replace its own rules by it; instead, connect pasta to \
+             a namespace (--netns) whose processes don't see {0}",
+            path.display()
+        );
+    }
 }
 
 fn read(path: &Path) -> anyhow::Result<spec::File> {

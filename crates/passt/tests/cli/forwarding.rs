@@ -92,5 +92,5 @@ fn arguments_that_are_not_utf8_are_accepted_as_paths_only() {
     }
     let name = OsString::from_vec(b"--a\xff".to_vec());
     let error = read(["pasta".into(), name]).unwrap_err().to_string();
-    assert!(error.starts_with("pasta: unrecognized option '--a\u{fffd}'\nUsage: pasta "), "{error}");
+    assert!(error.starts_with("pasta: unrecognized option '--a\u{fffd}'\nSee 'pasta --help'."), "{error}");
 }

@@ -65,17 +65,9 @@ fn bare(program: &OsString, config: &Config) -> Config {
     })
 }
 
-/// The lines of an error, without the usage text.
+/// The lines of an error.
 fn error_lines(error: &str) -> String {
-    let mut text = String::new();
-    for line in error.lines() {
-        if line.starts_with("Usage: ") {
-            text.push_str("  (usage)\n");
-            break;
-        }
-        writeln!(text, "! {line}").unwrap();
-    }
-    text.trim_end_matches('\n').into()
+    error.lines().map(|line| format!("! {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// The fields in which two configurations differ.

@@ -9,5 +9,6 @@ mod forwarding;
 mod getopt;
 mod golden;
 mod program;
+mod slirp4netns;
 mod table;
 mod values;

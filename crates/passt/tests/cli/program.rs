@@ -48,15 +48,15 @@ fn the_installed_passt_runs_as_passt() {
 #[test]
 fn errors_go_to_standard_error_with_status_1() {
     for (name, args, message) in [
-        ("pasta", "--foo", "pasta: unrecognized option '--foo'\nUsage: pasta "),
+        ("pasta", "--foo", "pasta: unrecognized option '--foo'\nSee 'pasta --help'.\n"),
         ("pasta", "--no-", "pasta: option '--no-' is ambiguous; possibilities: '--no-"),
-        ("pasta", "-m", "pasta: option requires an argument -- 'm'\nUsage: pasta "),
-        ("pasta", "-m x", "-m: Invalid MTU: x\n"),
-        ("pasta", "-s x", "-s is for passt mode only\n"),
-        ("passt", "extra", "Extra non-option argument: extra\n"),
-        ("passt", "--vhost-user --repair-path x", "--repair-path is not supported yet\n"),
-        ("pasta", "--no-copy-routes", "--no-copy-routes needs --config-net\n"),
-        ("other", "", "Cannot determine mode "),
+        ("pasta", "-m", "pasta: option requires an argument -- 'm'\nSee 'pasta --help'.\n"),
+        ("pasta", "-m x", "pasta: -m: Invalid MTU: x\n"),
+        ("pasta", "-s x", "pasta: -s is for passt mode only\n"),
+        ("passt", "extra", "passt: Extra non-option argument: extra\n"),
+        ("passt", "--vhost-user --repair-path x", "passt: --repair-path is not supported yet\n"),
+        ("pasta", "--no-copy-routes", "pasta: --no-copy-routes needs --config-net\n"),
+        ("other", "", "other: Cannot determine mode "),
     ] {
         let args: Vec<&str> = args.split_whitespace().collect();
         let output = run(name, &args);
@@ -91,7 +91,7 @@ fn options_not_supported_yet_are_refused() {
         if what.is_empty() {
             assert!(!error.contains("not supported yet"), "{line}: {error}");
         } else {
-            assert_eq!(error, format!("{what} is not supported yet"), "{line}");
+            assert_eq!(error, format!("pasta: {what} is not supported yet"), "{line}");
         }
     }
     for line in [

@@ -61,16 +61,16 @@ fn misused_options_are_refused() {
             assert_eq!(first_error_line(&format!("{program} -{letter}")), expected);
         }
         let (wrong, right) = match opt.modes {
-            Modes::Both => continue,
+            Modes::Both | Modes::MainlyPasst => continue,
             Modes::Passt => ("pasta", "passt"),
             Modes::VhostUser => ("passt", "vhost-user"),
             Modes::Pasta => ("passt", "pasta"),
         };
         let line = format!("{wrong} --{} {}", opt.long[0], argument_for(opt));
-        assert_eq!(first_error_line(&line), format!("--{} is for {right} mode only", opt.long[0]));
+        assert_eq!(first_error_line(&line), format!("{wrong}: --{} is for {right} mode only", opt.long[0]));
         if let Some(letter) = opt.short {
             let line = format!("{wrong} -{letter}{}", argument_for(opt));
-            assert_eq!(first_error_line(&line), format!("-{letter} is for {right} mode only"));
+            assert_eq!(first_error_line(&line), format!("{wrong}: -{letter} is for {right} mode only"));
         }
     }
 }
@@ -84,7 +84,7 @@ fn help_lists_the_options_of_the_mode() {
             let shown = help.lines().any(|line| names_of(line).contains(&opt.long[0]));
             let expected = match opt.modes {
                 Modes::Both => true,
-                Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
+                Modes::MainlyPasst | Modes::Passt | Modes::VhostUser => mode == Mode::Passt,
                 Modes::Pasta => mode == Mode::Pasta,
             };
             assert_eq!(shown, expected, "{program}: --{}", opt.long[0]);
@@ -108,7 +108,7 @@ fn first_error_line(line: &str) -> String {
 fn program_for(opt: &Opt) -> &'static str {
     match opt.modes {
         Modes::Both | Modes::Pasta => "pasta",
-        Modes::Passt | Modes::VhostUser => "passt",
+        Modes::MainlyPasst | Modes::Passt | Modes::VhostUser => "passt",
     }
 }
 
@@ -127,7 +127,8 @@ fn argument_for(opt: &Opt) -> &'static str {
         "stats" => "3",
         "log-size" => "65536",
         "runas" => "1000:100",
-        "fd" => "5",
+        "fd" | "api-fd" => "5",
+        "metrics" => "127.0.0.1:9100",
         "netns" => "blue",
         "ns-ifname" | "interface" | "outbound-if4" | "outbound-if6" => "eth7",
         "mac-addr" | "ns-mac-addr" => "02:00:00:00:00:0a",
@@ -141,7 +142,7 @@ fn argument_for(opt: &Opt) -> &'static str {
         "limit" => "out=20M,in=1.5G",
         "search" | "hostname" | "fqdn" => "guest.example",
         "log-file" | "pid" | "pcap" | "conf-path" | "socket" | "repair-path" | "nsrun-dir" | "userns"
-        | "policy" | "flow-log" => "/dir/x",
+        | "policy" | "flow-log" | "api-socket" => "/dir/x",
         other => panic!("no argument for --{other}"),
     }
 }

@@ -1,5 +1,7 @@
 //! Values that options accept and refuse (behaviour §2.2), and combinations of options.
 
+use passt::config::ApiSocket;
+
 use crate::golden::{config, outcomes, read, split};
 
 /// `--debug` does not imply `--foreground`. R-4: the last value of a repeated option is used.
@@ -127,20 +129,51 @@ fn a_socket_path_and_fd_exclude_each_other_r12() {
     ));
 }
 
+/// docs/api.md.
+#[test]
+fn there_is_one_api_socket() {
+    assert_eq!(config("passt --api-fd 3").api, Some(ApiSocket::Fd(3)));
+    assert_eq!(config("passt").api, Some(ApiSocket::Registry));
+    assert_eq!(config("pasta --no-api 1").api, None);
+    for (line, expected) in [
+        ("pasta --api-fd 2", "--api-fd: Invalid --api-fd: 2"),
+        ("pasta --no-api --api-fd 3 1", "--no-api can't be used with --api-socket or --api-fd"),
+        ("pasta --api-fd x", "--api-fd: Invalid --api-fd: x"),
+        ("pasta --api-socket ''", "--api-socket: Invalid socket path: the path is empty"),
+        (
+            "passt --api-fd 3 --api-socket x",
+            "--api-socket: there is one API socket, and it was given before, by --api-socket or --api-fd",
+        ),
+    ] {
+        let program = line.split(' ').next().unwrap();
+        assert_eq!(read(split(line)).unwrap_err().to_string(), format!("{program}: {expected}"), "{line}");
+    }
+    // Rules may come later.
+    config("pasta --policy-audit --api-socket x 1");
+    let metrics = |address: &str| config(&format!("passt --metrics {address}"));
+    assert_eq!(metrics("127.0.0.1:9100").metrics, "127.0.0.1:9100".parse().ok());
+    assert!(metrics("[::1]:9100").warnings.is_empty());
+    assert!(metrics("0.0.0.0:9100").warnings[0].contains("is not a loopback address"));
+    for address in ["9100", "127.0.0.1", "localhost:9100", "127.0.0.1:0", "::1:9100x"] {
+        let error = read(split(&format!("passt --metrics {address}"))).unwrap_err().to_string();
+        assert!(error.contains(&format!("Invalid --metrics: {address} ")), "{error}");
+    }
+}
+
 /// a socket path has at most 107 bytes, an interface name 15, a host name 253.
 #[test]
 fn names_have_at_most_their_maximum_length_r15() {
-    for option in ["--socket", "--conf-path"] {
+    for option in ["--socket", "--conf-path", "--api-socket"] {
         let path = "p".repeat(107);
         config(&format!("passt {option} {path}"));
         let error = read(split(&format!("passt {option} {path}p"))).unwrap_err().to_string();
-        assert_eq!(error, format!("{option}: Socket path longer than 107 bytes: {path}p"));
+        assert_eq!(error, format!("passt: {option}: Socket path longer than 107 bytes: {path}p"));
     }
     for option in ["--ns-ifname", "--interface", "--outbound-if4", "--outbound-if6"] {
         config(&format!("pasta {option} abcdefghijklmno"));
         for bad in ["abcdefghijklmnop", "''", "a/b", "'a b'", ".", ".."] {
             let error = read(split(&format!("pasta {option} {bad}"))).unwrap_err().to_string();
-            assert_eq!(error, format!("{option}: Invalid interface name: {}", bad.trim_matches('\'')));
+            assert_eq!(error, format!("pasta: {option}: Invalid interface name: {}", bad.trim_matches('\'')));
         }
     }
     for option in ["--hostname", "--fqdn"] {

@@ -33,7 +33,7 @@ fn tcp_leaves_descriptors_for_other_flows() {
     need!("ping");
     let Some(net) = Net::new() else { return };
     let rules = ["-t", "7001,7002", "-T", "7003", "-u", "6001,6002", "-U", "none", "-c", &net.path("s")];
-    let (mut pasta, pid) = limited(&net, 1024, &rules);
+    let (pasta, pid) = limited(&net, 1024, &rules);
     let routes = routes(&net);
     let before = descriptors(&net.host, pid);
     let [host, _] = HOST;

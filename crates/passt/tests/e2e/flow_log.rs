@@ -215,6 +215,30 @@ fn refusals_have_the_rule() {
 }
 
 /// The line of a query to the host's resolver has the name. The server does not answer.
+/// The guest's kernel reports its memberships itself, and repeats the reports.
+#[test]
+fn memberships_that_are_refused() {
+    let Some(net) = Net::new() else { return };
+    let log = net.path("flows");
+    net.pasta(&["--flow-log", &log, "--multicast", "--deny", "multicast"]);
+    let index = net.guest.ifindex("eth0");
+    let (v4, v6) = (net.guest.udp((any(PEER[0]), 0)), net.guest.udp((any(PEER[1]), 0)));
+    v4.join_multicast_v4(&"239.1.2.3".parse().unwrap(), &"198.51.100.2".parse().unwrap()).unwrap();
+    v6.join_multicast_v6(&"ff05::1234".parse().unwrap(), index).unwrap();
+    for (protocol, group) in [("igmp", "239.1.2.3"), ("mld", "ff05::1234")] {
+        let mut found = None;
+        wait_until(group, || {
+            found = lines(&net, &log).into_iter().find(|line| line["peer"] == group);
+            found.is_some()
+        });
+        let expected = json!({
+            "event": "refusal", "refused": "membership", "protocol": protocol, "direction": "outbound",
+            "rule": "no rule allows it", "audit": null, "guest_port": null,
+        });
+        assert_fields(&found.unwrap(), &expected);
+    }
+}
+
 #[test]
 fn queries_have_the_name() {
     let Some(net) = Net::new() else { return };

@@ -130,6 +130,12 @@ fn ports_that_bypass_the_link_are_the_hosts() {
         let servers = [7000, 7001].map(|port| net.host.udp((loopback, port)));
         let client = net.guest.udp((loopback, 0));
         client.send_to(b"refused", (loopback, 7000)).unwrap();
+        let connected = net.guest.udp((loopback, 0));
+        connected.connect((loopback, 7000)).unwrap();
+        connected.send(b"refused").unwrap();
+        let prohibited =
+            if loopback.is_ipv4() { ErrorKind::HostUnreachable } else { ErrorKind::PermissionDenied };
+        assert_eq!(udp_outcome(&connected, &servers[0]), Err(prohibited));
         deliver(&client, (loopback, 7001), &servers[1], b"admitted");
         servers[0].set_nonblocking(true).unwrap();
         assert_eq!(servers[0].recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);

@@ -45,7 +45,7 @@ fn concurrent_pings_get_their_own_replies() {
     for to in PEER {
         let to = to.to_string();
         let pings: Vec<_> = (0..5)
-            .map(|_| net.guest.start(&["ping", "-n", "-c", "3", "-i", "0.01", "-W", "30", &to]))
+            .map(|_| net.guest.start(&["ping", "-n", "-c", "3", "-i", "0.01", "-w", "60", &to]))
             .collect();
         for ping in pings {
             let report = ping.wait().ok();

@@ -80,7 +80,7 @@ fn the_log_file_keeps_its_size_limit_r10() {
 fn stats_prints_counters_of_flows() {
     let Some(net) = Net::new() else { return };
     let pid = net.path("pasta.pid");
-    let mut pasta = net.start_pasta(&[
+    let pasta = net.start_pasta(&[
         "-f",
         "--stats",
         "1",

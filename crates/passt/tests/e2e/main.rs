@@ -6,6 +6,7 @@
 //!
 //! Environment:
 //! - `PASTA_UNDER_TEST`: the program to test instead of this workspace's `pasta`;
+//! - `SLIRP4NETNS_UNDER_TEST`: the program to test instead of this workspace's `slirp4netns`;
 //! - `PASTA_UNDER_TEST_ARGS`: arguments that come before the arguments of each test, separated by blanks;
 //! - `PASTA_UNDER_TEST_LOG`: if set, the program runs with `--trace` and a log file, which a failing test prints;
 //! - `CI`: if set, a missing tool or privilege fails the test instead of skipping it.
@@ -13,11 +14,13 @@
 
 mod addresses;
 mod announced;
+mod api;
 mod attacks;
 mod auto;
 mod budgets;
 mod bulk;
 mod checksums;
+mod command_names;
 mod dns;
 mod flood;
 mod flow_log;
@@ -42,6 +45,9 @@ mod policy;
 mod qrap;
 mod questions;
 mod rules;
+mod service;
+mod slirp;
+mod slirp_api;
 mod splice;
 mod start;
 mod stream;

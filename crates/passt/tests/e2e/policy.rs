@@ -201,20 +201,22 @@ fn rules_by_group_and_by_name_can_come_later() {
     assert_eq!(shown(&net), ["allow files.example", "default deny"]);
 }
 
-/// With `--policy-audit`, `pesto policy suggest` makes rules from the log. These rules are only audited, too.
+/// With `--policy-audit`, `pesto policy suggest` makes rules from the log or the flow log. These rules are only audited, too.
 #[test]
 fn an_audit_becomes_rules() {
     let Some(net) = Net::new() else { return };
-    let log = net.path("log");
-    start(&net, &["--policy-audit", "--log-file", &log]);
+    let (log, flows) = (net.path("log"), net.path("flows"));
+    start(&net, &["--policy-audit", "--log-file", &log, "--flow-log", &flows]);
     replace(&net, "deny 203.0.113.0/24\nallow 192.0.2.200\n");
     for _ in 0..2 {
         connection(&net, &net.peer, PEER[0], PEER[0], 7000);
     }
     connection(&net, &net.peer, PEER[1], PEER[1], 7001);
     let mut denied = connection(&net, &net.far, FAR[0], FAR[0], 7002);
-    let end = pesto(&net, &["suggest", &log]);
-    let text = end.ok();
+    let text = pesto(&net, &["suggest", &log]).ok();
+    // Lines of the flow log are written after the round in which the guest is answered.
+    wait_until("the flow log", || pesto(&net, &["suggest", &flows]).stdout == text);
+    assert_eq!(pesto(&net, &["suggest", &flows]).stderr, "");
     let lines: Vec<String> =
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(
@@ -293,6 +295,25 @@ fn refusals_of_later_rules_are_on_the_terminal_of_the_command() {
     assert!(end.stdout.contains("filtered"), "{end:?}");
     let expected = "pasta: warning: refused: ping 198.51.100.2 -> 203.0.113.2 (deny 203.0.113.0/24)";
     assert!(end.stderr.contains(expected), "{end:?}");
+}
+
+/// A command sees the socket. The processes of a namespace that pasta connects may not see it.
+#[test]
+fn a_control_socket_that_the_command_can_reach_is_a_warning() {
+    let Some(net) = Net::new() else { return };
+    let socket = net.path("s");
+    let warning =
+        format!("warning: --conf-path: the command sees the socket {socket} and can replace its own rules");
+    for rules in [&["--deny", "metadata"][..], &["--allow", "index.example.org"], &[]] {
+        let end = net.spawn(&[rules, &["-c", &socket]].concat(), &["sh", "-c", &format!("[ -S {socket} ]")]);
+        assert_eq!(end.code(), 0, "{end:?}");
+        assert_eq!(end.stderr.contains(&warning), !rules.is_empty(), "{rules:?}: {end:?}");
+    }
+    let end = net.spawn(&["--deny", "metadata"], &["true"]);
+    assert_eq!((end.code(), &*end.stderr), (0, ""));
+    let end =
+        net.run_pasta(&["--config-net", "--deny", "metadata", "-c", &socket, "--netns", "/run/netns/guest"]);
+    assert_eq!((end.code(), end.stderr.contains("--conf-path")), (0, false), "{end:?}");
 }
 
 /// pesto does not send the request to a server of the C implementation.

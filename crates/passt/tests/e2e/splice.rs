@@ -41,6 +41,11 @@ fn ends(server: &TcpStream) -> (IpAddr, IpAddr) {
 fn a_bypassed_inbound_connection_comes_from_the_guests_address() {
     let Some(net) = Net::new() else { return };
     net.pasta(&["-t", "7001:7000"]);
+    // The kernel chooses the source address. It prefers no address that is tentative, as each is for a moment.
+    wait_until("the guest's addresses", || {
+        let addresses = net.guest.sh("ip -6 -o addr show scope global");
+        addresses.contains("inet6") && !addresses.contains("tentative")
+    });
     for v in 0..2 {
         let (mut client, mut server) =
             connect_through(&net.host, (LOOPBACK[v], 7001), &net.guest, (any(HOST[v]), 7000));

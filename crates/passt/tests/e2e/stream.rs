@@ -29,6 +29,12 @@ fn connect(net: &Net) -> UnixStream {
     socket
 }
 
+/// Ends the connection at once, even if a process that another test starts has a copy of the descriptor.
+fn disconnect(socket: UnixStream) {
+    socket.shutdown(Shutdown::Both).unwrap();
+    drop(socket);
+}
+
 fn exchange(client: &mut TcpStream, server: &mut TcpStream) {
     let mut buf = [0; 8];
     client.write_all(b"question").unwrap();
@@ -292,7 +298,7 @@ fn a_short_frame_is_dropped_and_counted() {
 fn an_invalid_length_ends_the_connection_r52() {
     let Some(net) = Net::new() else { return };
     let (passt, socket) = start(&net, &[]);
-    drop(socket);
+    disconnect(socket);
     for len in [65536_u32, 70_000, 1 << 24, u32::MAX] {
         let mut socket = connect(&net);
         socket.write_all(&question()).unwrap();
@@ -313,7 +319,7 @@ fn the_next_client_is_not_affected_by_a_partial_frame() {
     let (_passt, mut socket) = start(&net, &[]);
     for cut in [1, 3, 4, 5, 30] {
         socket.write_all(&question()[..cut]).unwrap();
-        drop(socket);
+        disconnect(socket);
         socket = connect(&net);
         socket.write_all(&question()).unwrap();
         expect_answers(&mut socket, 1);
@@ -322,7 +328,8 @@ fn the_next_client_is_not_affected_by_a_partial_frame() {
     let mut reader = socket.try_clone().unwrap();
     socket.write_all(&question().repeat(2000)).unwrap();
     reader.read_exact(&mut [0; 10]).unwrap();
-    drop((socket, reader));
+    drop(reader);
+    disconnect(socket);
     let mut socket = connect(&net);
     socket.write_all(&question()).unwrap();
     expect_answers(&mut socket, 1);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use smoltcp::wire::{
@@ -343,6 +344,59 @@ fn many_kicks_do_no_harm() {
     assert_answers(&mut front_end, 1);
 }
 
+/// A front-end that shortens a file under the memory that it shares ends only its own session.
+#[test]
+fn shortened_memory_ends_only_the_session() {
+    let Some(net) = Net::new() else { return };
+    let log_file = net.path("passt.log");
+    let (daemon, path) = passt(&net, &["--log-file", &log_file]);
+    let reports = || std::fs::read_to_string(&log_file).unwrap().matches("has shortened a file").count();
+    for (number, len) in [0, 4096].into_iter().enumerate() {
+        let mut front_end = FrontEnd::new(&path, DriverConfig::default());
+        assert_answers(&mut front_end, 1);
+        front_end.memory.file.set_len(len).unwrap();
+        for queue in &front_end.queues {
+            queue.kick.write(1).unwrap();
+        }
+        wait_until("the report", || reports() > number);
+        drop(front_end);
+        assert_serves(&path);
+    }
+    // The log of written pages.
+    let mut front_end = FrontEnd::new(&path, DriverConfig::default());
+    let log = tempfile::tempfile().unwrap();
+    log.set_len(4096).unwrap();
+    front_end.log_to(&log, DriverConfig::default().features);
+    log.set_len(0).unwrap();
+    assert!(front_end.queues[1].send(NO_OFFLOAD, &arp_request(GATEWAY4)));
+    wait_until("the report", || reports() > 2);
+    drop(front_end);
+    assert_serves(&path);
+    assert!(daemon.runs());
+}
+
+/// The guest changes rings, descriptors and buffers while the back-end reads them, and kicks without end.
+#[test]
+fn rings_that_change_while_they_are_read_do_no_harm() {
+    let Some(net) = Net::new() else { return };
+    let (daemon, path) = passt(&net, &[]);
+    let mut front_end = FrontEnd::new(&path, DriverConfig::default());
+    assert_answers(&mut front_end, 1);
+    let (memory, kick) = (front_end.memory.clone(), front_end.queues[1].kick.try_clone().unwrap());
+    let kicks = std::thread::spawn(move || (0..50_000).for_each(|_| kick.write(1).unwrap()));
+    let mut random: u32 = 1;
+    for _ in 0..3_000_000 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        // The rings of both queues, and the first buffers.
+        let at = 2 * ((random >> 8) as usize % 0x3_0000);
+        memory.word(at).store((random >> 13) as u16 % 300, Ordering::Relaxed);
+    }
+    kicks.join().unwrap();
+    drop(front_end);
+    assert!(daemon.runs());
+    assert_serves(&path);
+}
+
 #[test]
 fn written_pages_are_logged() {
     let Some(net) = Net::new() else { return };
@@ -403,7 +457,7 @@ fn an_invalid_message_ends_the_connection() {
     let mut socket = UnixStream::connect(&path).unwrap();
     socket.write_all(&message(1, 1, &[])[..7]).unwrap();
     assert!(daemon.runs());
-    drop(socket);
+    socket.shutdown(std::net::Shutdown::Both).unwrap();
     // A front-end that reads no replies does not block others either.
     let mut deaf = UnixStream::connect(&path).unwrap();
     deaf.set_write_timeout(Some(PATIENCE)).unwrap();

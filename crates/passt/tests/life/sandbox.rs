@@ -292,7 +292,10 @@ fn the_filter_allows_no_system_call_that_escapes() {
     }
     let stage = Stage::new();
     let guest = Guest::new(User::ALL[1]);
-    let daemon = stage.attach(User::ALL[1], &["-I", "life0", &guest.pid()]);
+    let api = stage.path("api");
+    let options = ["-I", "life0", "--api-socket", api.to_str().unwrap(), &guest.pid()];
+    let daemon = stage.attach(User::ALL[1], &options);
+    let mut names = Vec::new();
     for task in fs::read_dir(format!("/proc/{}/task", daemon.pid)).unwrap().flatten() {
         let tid = task.file_name().to_str().unwrap().parse().ok().and_then(rustix::process::Pid::from_raw);
         let filters = match sys::ptrace::filters(tid.unwrap()) {
@@ -307,6 +310,7 @@ fn the_filter_allows_no_system_call_that_escapes() {
         // The filter kills the process for every number with which it does not compare (0x15 is BPF_JMP | BPF_JEQ |
         // BPF_K).
         let compares = |number: i64| filter.iter().any(|i| i.code == 0x15 && i64::from(i.k) == number);
+        names.push(name.trim().to_owned());
         let opens = [libc::SYS_openat, libc::SYS_readlinkat];
         assert_eq!(opens.iter().any(|call| compares(*call)), name == "resolv.conf\n", "{name}");
         for call in [
@@ -328,4 +332,5 @@ fn the_filter_allows_no_system_call_that_escapes() {
             assert!(!compares(call), "{call} in {name}");
         }
     }
+    assert!(["opener", "api"].iter().all(|name| names.iter().any(|known| known == name)), "{names:?}");
 }

@@ -329,3 +329,23 @@ fn root_without_setuid_capability_starts() {
     assert_eq!(stdout(&output), "0\n");
     assert_eq!(stderr(&output), "");
 }
+
+/// docs/api.md: pesto finds pasta by a socket, which is gone when pasta has ended. A process that becomes another user
+/// has none, since it could not remove it.
+#[test]
+fn a_socket_for_pesto_exists_while_pasta_runs() {
+    let stage = Stage::new();
+    User::each(|user| {
+        let runtime = stage.path(&format!("run-{user:?}"));
+        assert!(user.command("mkdir").arg("-m700").arg(&runtime).status().unwrap().success());
+        let mut pasta = stage.pasta(user);
+        pasta.args(["--config-net", "--", "sh", "-c", "cd $XDG_RUNTIME_DIR; ls -d passt/* || true"]);
+        let output = pasta.env("XDG_RUNTIME_DIR", &runtime).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let seen = stdout(&output);
+        let pid = seen.strip_prefix("passt/").and_then(|rest| rest.strip_suffix(".api\n"));
+        assert_eq!(pid.is_some_and(|pid| pid.parse::<u32>().is_ok()), user != User::Root, "{output:?}");
+        let left: Vec<_> = std::fs::read_dir(runtime.join("passt")).into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
+    });
+}

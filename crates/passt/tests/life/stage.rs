@@ -69,15 +69,11 @@ impl User {
                 &["setpriv", "--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups", "unshare", "-Ur"]
             }
         };
-        let mut command = match prefix.split_first() {
-            None => Command::new(program.as_ref()),
-            Some((first, rest)) => {
-                let mut command = Command::new(first);
-                command.args(rest).arg(program.as_ref());
-                command
-            }
-        };
-        command.stdin(Stdio::null());
+        // A shell's background job ignores SIGINT, and the program would inherit this.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,QUIT,HUP,TERM").args(prefix).arg(program.as_ref());
+        // Without this folder, the program under test makes no socket by which pesto of the machine would find it.
+        command.stdin(Stdio::null()).env_remove("XDG_RUNTIME_DIR");
         command
     }
 }

@@ -7,7 +7,7 @@ use passt::{
     host::{AddressFlags, AddressScope},
 };
 
-use super::{Host, notes, p, pasta};
+use super::{Host, notes, p, pasta, try_pasta};
 
 fn v4(host: &Host, change: impl FnOnce(&mut Config)) -> V4 {
     pasta(host, change).settings.v4.expect("IPv4")
@@ -239,6 +239,21 @@ fn families_are_independent_r31() {
 
 /// behaviour §2.2, Q18: an MTU below the minimum of a family causes a warning, but 0 does not.
 #[test]
+fn an_mtu_that_the_kernel_refuses_is_an_error_of_the_option() {
+    let refused = |config_net, mtu| {
+        let outcome = try_pasta(&Host::usual(), |config| {
+            (config.mtu, config.pasta.config_net) = (Some(mtu), config_net);
+        });
+        outcome.err().map(|error| error.to_string())
+    };
+    let error = refused(true, 67).unwrap();
+    assert!(error.starts_with("--mtu 67: ") && error.contains("at least 68"), "{error}");
+    assert_eq!(refused(true, 68), None);
+    assert_eq!(refused(true, 0), None);
+    assert_eq!(refused(false, 67), None, "not set, only advertised");
+}
+
+#[test]
 fn an_mtu_below_the_minimum_is_reported() {
     let mtu = |mtu, change: fn(&mut Config)| {
         pasta(&Host::usual(), |config| {
@@ -254,6 +269,6 @@ fn an_mtu_below_the_minimum_is_reported() {
     assert_eq!(notes(&plan), [(Level::Warn, "--mtu 1279 is too small for IPv6, which needs 1280")]);
     assert_eq!(notes(&mtu(Some(1279), |config| config.v6.enabled = false)), []);
     assert_eq!(notes(&mtu(Some(1280), |_| ())), []);
-    let plan = mtu(Some(67), |config| config.v6.enabled = false);
+    let plan = mtu(Some(67), |config| (config.v6.enabled, config.pasta.config_net) = (false, false));
     assert_eq!(notes(&plan), [(Level::Warn, "--mtu 67 is too small for IPv4, which needs 68")]);
 }

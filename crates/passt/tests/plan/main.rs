@@ -8,6 +8,7 @@ mod namespace;
 mod resolvers;
 mod summary;
 mod template;
+mod virtual_network;
 
 use std::net::IpAddr;
 

@@ -43,6 +43,26 @@ fn external_servers_are_advertised_unchanged() {
     assert_eq!(v4(&host, forward), expected(&["192.0.2.53", "192.0.2.54"], "169.254.1.1", all));
 }
 
+/// behaviour §1.5.11: a command asks one address of each family. It is never a loopback address.
+#[test]
+fn a_command_has_an_address_for_its_questions() {
+    let asked = |host: &Host, change: fn(&mut Config)| texts(&pasta(host, change).resolvers_of_command());
+    let host = Host::usual().resolv_conf("nameserver 192.0.2.53\nnameserver 192.0.2.54");
+    assert_eq!(asked(&host, |_| ()), ["192.0.2.53", "2001:db8:1::1"]);
+    assert_eq!(asked(&host, |config| config.v4.dns_forward = Some(p("169.254.1.1")))[0], "169.254.1.1");
+    assert_eq!(asked(&host, |config| config.dns_none = true), ["198.51.100.1", "2001:db8:1::1"]);
+    assert_eq!(asked(&host, |config| config.v6.enabled = false), ["192.0.2.53"]);
+    let loopback = Host::usual().resolv_conf("nameserver 127.0.0.53\nnameserver ::1");
+    assert_eq!(asked(&loopback, |_| ()), ["198.51.100.1", "2001:db8:1::1"]);
+    assert_eq!(asked(&loopback, no_mapping), ["198.51.100.1", "2001:db8:1::1"]);
+    // Without a gateway, or with one of link-local scope, any address will do.
+    let no_gateway = |config: &mut Config| {
+        config.v4.gateway = None;
+        config.v6.gateway = Some(p("fe80::1"));
+    };
+    assert_eq!(asked(&loopback, no_gateway)[1], "2001:db8::53");
+}
+
 /// behaviour §3.4.5: there are four cases with a resolver on the host's loopback. R-35 is the last case.
 #[test]
 fn a_loopback_resolver_is_reached_by_a_mapped_address_r35() {

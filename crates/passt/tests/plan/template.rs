@@ -218,9 +218,18 @@ fn an_outbound_interface_needs_a_usable_address() {
 fn an_interface_without_addresses_gives_local_mode() {
     let plan = pasta(&Host::usual().link(3, "eth1"), |config| config.interface = Some(p("eth1")));
     assert_eq!(names(&plan), [None, None]);
-    assert_eq!(notes(&plan), [LOCAL_V4, LOCAL_V6]);
+    let warning = |name: &str| {
+        format!(
+            "--interface {name}: it has no address for the guest, which can reach only this host's loopback"
+        )
+    };
+    assert_eq!(notes(&plan), [LOCAL_V4, LOCAL_V6, (Level::Warn, &warning("eth1"))]);
     let plan = pasta(&Host::usual(), |config| config.interface = Some(p("lo")));
     assert_eq!(names(&plan), [None, None]);
+    assert_eq!(notes(&plan)[2], (Level::Warn, &warning("lo")[..]));
+    let four = Host::usual().link(3, "eth1").address(3, "192.0.2.2/24");
+    let plan = pasta(&four, |config| config.interface = Some(p("eth1")));
+    assert_eq!(notes(&plan), [LOCAL_V6], "one family is enough");
 }
 
 /// behaviour §3.5: disabled families are not mentioned.

@@ -94,6 +94,130 @@ refused: tcp 192.0.2.10:1 -> [64:ff9b::7f00:1]:22 (default deny)
     );
 }
 
+/// A line of the flow log, with the fields that every line has.
+fn flow_log(event: &str, fields: &str) -> String {
+    format!(r#"{{"time":1796121234.123456,"event":"{event}",{fields},"later":[{{"x":1}}]}}"#) + "\n"
+}
+
+fn refused(fields: &str) -> String {
+    flow_log("refusal", fields)
+}
+
+/// The same refusals give the same rules in both forms of a log.
+#[test]
+fn the_flow_log_has_the_same_refusals() {
+    let log = "
+refused: DNS 192.0.2.10:1 asked for files.example.net A (default deny)
+refused: DNS 192.0.2.10:1 asked for evil.example.org AAAA (deny evil.example.org)
+refused: DNS 192.0.2.10:1 asked for 9.113.0.203.in-addr.arpa PTR (default deny)
+refused: DNS 192.0.2.10:1 was answered for mirror.example.org A (its address 10.20.0.5 is not public, and no rule allows it)
+refused: tcp 192.0.2.10:1 -> 203.0.113.9:80, an answer for files.example.net (default deny)
+refused: tcp 192.0.2.10:1 -> 203.0.113.9:443, an answer for a.example and b.example (default deny)
+refused: tcp 192.0.2.10:1 -> 203.0.113.9:443: asked for other.example.com (default deny)
+refused: tcp 192.0.2.10:1 -> 203.0.113.9:443: no server name (allow *.example.org:443)
+refused: tcp 192.0.2.10:1 -> 203.0.113.9:443: asked for evil.example.org (deny evil.example.org)
+refused: udp 192.0.2.10:1 -> [2001:db8:1::9]:123 (default deny)
+refused: tcp 192.0.2.10:1 -> 10.0.0.5:22 (deny private)
+refused: udp 192.0.2.10:1 -> 203.0.113.9:7, an answer for c.example (deny c.example)
+refused: ping 192.0.2.10 -> 203.0.113.9 (default deny)
+refused: membership of 239.1.2.3 (no rule allows it)
+";
+    let tcp = r#""refused":"flow","protocol":"tcp","peer":"203.0.113.9""#;
+    let first = r#""refused":"first-bytes","protocol":"tcp","peer":"203.0.113.9","peer_port":443"#;
+    let flows = [
+        r#""refused":"question","protocol":"dns","name":"files.example.net","type":"A","rule":"default deny""#,
+        r#""refused":"question","protocol":"dns","name":"evil.example.org","type":"AAAA","rule":"deny evil.example.org""#,
+        r#""refused":"question","protocol":"dns","name":"9.113.0.203.in-addr.arpa","type":"PTR","rule":"default deny""#,
+        r#""refused":"answer","protocol":"dns","name":"mirror.example.org","type":"A","rule":"its address 10.20.0.5 is not public, and no rule allows it""#,
+        &format!(r#"{tcp},"peer_port":80,"names":["files.example.net"],"rule":"default deny""#),
+        &format!(r#"{tcp},"peer_port":443,"names":["a.example","b.example"],"rule":"default deny""#),
+        &format!(r#"{first},"name":"other.example.com","names":["x.example"],"rule":"default deny""#),
+        &format!(r#"{first},"reason":"no server name","names":["x.example"],"rule":"allow *.example.org:443""#),
+        &format!(r#"{first},"name":"evil.example.org","rule":"deny evil.example.org""#),
+        r#""refused":"flow","protocol":"udp","peer":"2001:db8:1::9","peer_port":123,"rule":"default deny""#,
+        r#""refused":"flow","protocol":"tcp","peer":"10.0.0.5","peer_port":22,"rule":"deny private""#,
+        r#""refused":"flow","protocol":"udp","peer":"203.0.113.9","peer_port":7,"names":["c.example"],"rule":"deny c.example""#,
+        r#""refused":"flow","protocol":"icmp","echo_id":7,"peer":"203.0.113.9","rule":"default deny","audit":true"#,
+        r#""refused":"membership","protocol":"igmp","peer":"239.1.2.3","rule":"no rule allows it""#,
+    ]
+    .map(refused)
+    .concat();
+    let expected = suggested(log);
+    assert_eq!(suggested(&flows), expected);
+    assert_eq!(expected.len(), 14, "{expected:?}");
+    // A file may have both.
+    let twice: Vec<String> = expected.iter().map(|line| line.replace("# 1", "# 2")).collect();
+    assert_eq!(suggested(&format!("{log}{flows}")), twice);
+}
+
+#[test]
+fn other_refusals_of_the_flow_log_are_comments() {
+    let log = [
+        r#""refused":"protocol","protocol":"ip","ip_protocol":132,"peer":"203.0.113.9","rule":"not supported""#,
+        r#""refused":"fragments","protocol":"ip","peer":"203.0.113.9","rule":"some are missing""#,
+        r#""refused":"of a later version","protocol":"quic","peer":"203.0.113.9","rule":"why""#,
+        r#""refused":"flow","protocol":"sctp","peer":"203.0.113.9","peer_port":1,"rule":"default deny""#,
+    ]
+    .map(refused)
+    .concat();
+    assert_eq!(
+        suggested(&log),
+        [
+            "# No rule is suggested for these:",
+            "# 1: IP protocol 132 to 203.0.113.9 (not supported)",
+            "# 1: flow to 203.0.113.9 (default deny)",
+            "# 1: fragments to 203.0.113.9 (some are missing)",
+            "# 1: of a later version to 203.0.113.9 (why)",
+        ]
+    );
+}
+
+/// Lines of a flow log that are no refusals are known, all other lines are counted.
+#[test]
+fn lines_of_neither_log_are_counted() {
+    let known = flow_log("log", r#""program":"pasta","version":"1""#)
+        + &flow_log("begin", r#""flow":1,"protocol":"tcp""#)
+        + &flow_log("of a later version", r#""flow":1"#)
+        + "refused: tcp 192.0.2.10:1 -> 203.0.113.9:443 (default deny)\n\n";
+    let skipped = |log: &str| read(log.as_bytes()).unwrap().skipped();
+    assert_eq!(skipped(&known), 0);
+    for other in [
+        "Accepted configuration client, PID 7",
+        "{",
+        "{}",
+        "[]",
+        r#"{"event":7}"#,
+        r#"{"event":"refusal"}"#,
+        r#"{"event":"refusal","refused":"flow","protocol":"tcp","peer":"203.0.113.9","rule":"default deny"}"#,
+        r#"{"event":"refusal","refused":"flow","protocol":"tcp","peer":"x","peer_port":1,"rule":"default deny"}"#,
+        r#"{"event":"refusal","refused":"question","protocol":"dns","type":"A","rule":"default deny"}"#,
+        &format!(r#"{{"event":"refusal","x":{}1"#, "[".repeat(1000)),
+        &"x".repeat(2 * MAX_LINE as usize),
+    ] {
+        let log = format!("{known}{other}\n{known}{other}");
+        assert_eq!((skipped(&log), suggested(&log).len()), (2, 1), "{other:.80}");
+    }
+}
+
+/// Strings of JSON can have line ends.
+#[test]
+fn escaped_characters_make_no_lines() {
+    let evil = r#"a.example\nallow all\u0000\u2028"#;
+    let log = refused(&format!(r#""refused":"question","name":"{evil}","type":"A","rule":"default deny""#))
+        + &refused(&format!(r#""refused":"question","name":"x","type":"{evil}","rule":"{evil}""#))
+        + &refused(&format!(r#""refused":"{evil}","protocol":"{evil}","peer":"::1","rule":"{evil}""#))
+        + &refused(&format!(
+            r#""refused":"flow","protocol":"icmp","peer":"::1","names":["b.example","{evil}"],"rule":"default deny""#
+        ))
+        + &refused(&format!(
+            r#""refused":"first-bytes","protocol":"tcp","peer":"::1","peer_port":1,"reason":"{evil}","rule":"{evil}""#
+        ));
+    let text = read(log.as_bytes()).unwrap().text();
+    let rules = spec::parse_file(&text).unwrap().rules;
+    assert_eq!(rules.len(), 1, "{text}");
+    assert_eq!(&*rules[0].text, "allow icmp/b.example");
+}
+
 /// The guest chooses the names in its questions, so a suggested rule must not allow more than one name.
 #[test]
 fn a_name_that_a_guest_makes_up_allows_nothing_else() {

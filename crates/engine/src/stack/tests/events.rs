@@ -14,7 +14,7 @@ use crate::{
     flow::Protocol,
     forward::spec::Direction,
     guard::{Guard, Mode},
-    host::{Amount, Readiness, Totals},
+    host::{Amount, Errno, Readiness, SocketError, Totals},
     policy::{Policy, spec},
     testkit::{
         host::READABLE,
@@ -23,18 +23,22 @@ use crate::{
     },
 };
 
-fn observed(rules: &str) -> (Test, Journal) {
+pub(super) fn observed(rules: &str) -> (Test, Journal) {
+    observed_as(rules, Mode::default())
+}
+
+fn observed_as(rules: &str, mode: Mode) -> (Test, Journal) {
     let (mut test, journal) = (Test::new(), Journal::default());
     if !rules.is_empty() {
         let file = spec::parse_file(rules).unwrap();
         let policy = Policy::new(file.rules, file.default).unwrap();
-        *test.stack.guard_mut() = Guard::new(policy, Mode::default(), [1; 16]);
+        *test.stack.guard_mut() = Guard::new(policy, mode, [1; 16]);
     }
     test.stack.guard_mut().report_to(journal.events.clone());
     (test, journal)
 }
 
-fn segment(from: &str, to: &str, seq: u32, flags: Flags) -> Vec<u8> {
+pub(super) fn segment(from: &str, to: &str, seq: u32, flags: Flags) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let header = tcp::Header::new((from.port(), to.port()), Seq(seq), Seq(0), flags, 1000, 0);
     let headers = outgoing(from, to);
@@ -44,14 +48,14 @@ fn segment(from: &str, to: &str, seq: u32, flags: Flags) -> Vec<u8> {
     frame
 }
 
-fn ping(from: &str, to: &str) -> Vec<u8> {
+pub(super) fn ping(from: &str, to: &str) -> Vec<u8> {
     let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
     let request = if from.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
     testkit::guest::icmp(&outgoing(from, to), Header::new(request, 0, 17 << 16 | 1), b"echo")
 }
 
 /// Gives the engine all readiness of stream sockets.
-fn settle(test: &mut Test) {
+pub(super) fn settle(test: &mut Test) {
     while let Some((id, readiness)) = test.host.next_ready() {
         test.round().ready(id, readiness);
     }
@@ -83,7 +87,48 @@ fn a_connection_that_fails_begins_and_ends() {
         test.receive(&segment(guest, peer, 7, Flags::SYN), &Offload::default());
         journal.read();
         assert_eq!((journal.ends[1].flow.number, journal.ends[1].how), (2, How::Failed(CONNECTION_REFUSED)));
+        assert!(journal.ends.iter().all(|end| !end.opened));
     }
+}
+
+/// Datagrams and pings without a socket, too.
+#[test]
+fn datagrams_that_get_no_socket_begin_and_end() {
+    let (mut test, mut journal) = observed("");
+    for (number, frame) in [datagram(GUEST, PEER, b"x").1, ping(GUEST, PEER)].iter().enumerate() {
+        test.host.refusals.push_back(Errno::EACCES);
+        test.receive(frame, &Offload::default());
+        journal.read();
+        let end = &journal.ends[number];
+        assert_eq!((end.how, end.opened), (How::Failed(Errno::EACCES), false), "{end:?}");
+    }
+}
+
+/// The same failure is reported again only after an answer. The end has a failure without an answer after it.
+#[test]
+fn a_failure_is_reported_once_until_an_answer() {
+    let (mut test, mut journal) = observed("");
+    let failing = |test: &mut Test| {
+        let socket = test.socket().socket.clone();
+        // The second attempt fails with the error of this datagram.
+        socket.mailbox().refusals.extend([SocketError::Failed(Errno::EACCES); 2]);
+        test.receive(&datagram(GUEST, PEER, b"x").1, &Offload::default());
+        test.wait(Duration::ZERO);
+    };
+    test.receive(&datagram(GUEST, PEER, b"x").1, &Offload::default());
+    test.wait(Duration::ZERO);
+    failing(&mut test);
+    failing(&mut test);
+    journal.read();
+    assert_eq!(journal.failures.iter().map(|failure| failure.errno).collect::<Vec<_>>(), [Errno::EACCES]);
+    let (id, socket) = (test.socket().id, test.socket().socket.clone());
+    socket.arrive(PEER, b"answer");
+    test.round().ready(id, READABLE);
+    failing(&mut test);
+    test.wait(Duration::from_secs(301));
+    journal.read();
+    assert_eq!((journal.failures.len(), journal.ends[0].failure), (2, Some(Errno::EACCES)));
+    assert_eq!((journal.ends[0].how, journal.ends[0].opened), (How::Idle, true));
 }
 
 #[test]
@@ -168,6 +213,49 @@ fn refusals_have_the_rule() {
         assert_eq!((refusal.basis.rule.as_deref(), refusal.audit), (Some("deny 203.0.113.0/24"), false));
     }
     assert_eq!(journal.open().count() + journal.ends.len(), 0);
+}
+
+/// What no rule could allow is reported as well, also in an audit. It is not an effect of the audit's rules.
+#[test]
+fn packets_of_no_flow_are_reported_when_they_are_refused() {
+    for audit in [false, true] {
+        for (guest, peer) in BOTH {
+            let (mut test, mut journal) = observed_as("allow all", Mode { audit, ..Mode::default() });
+            let whole = fragments(guest, peer, &[1; 5000]);
+            let mut overlapping = whole[0].clone();
+            *overlapping.last_mut().unwrap() += 1;
+            test.receive(&packet_of(132, guest, peer), &Offload::default());
+            test.receive_all(&of_protocol(132, guest, peer));
+            test.receive_all(&[whole[0].clone(), overlapping]);
+            test.wait(Duration::from_secs(61));
+            journal.read();
+            let [source, destination] = [guest, peer].map(|end| end.parse::<SocketAddr>().unwrap().ip());
+            let protocol = Refused::Protocol { number: 132, source, destination };
+            let dropped = Refused::Fragments { source, destination };
+            let expected = [
+                (&protocol, "not supported"),
+                (&protocol, "not supported"),
+                (&dropped, "they contradict each other"),
+                (&dropped, "some are missing"),
+            ];
+            assert_eq!(journal.refusals.len(), expected.len(), "{:?}", journal.refusals);
+            for (refusal, (what, why)) in journal.refusals.iter().zip(expected) {
+                assert_eq!((&refusal.what, refusal.basis.rule.as_deref()), (what, Some(why)));
+                assert!(!refusal.audit, "{refusal:?}");
+            }
+            assert_eq!(test.stack.guard().refused(), 4);
+        }
+    }
+    let (mut test, mut journal) = observed("");
+    test.receive(&packet_of(132, GUEST, PEER), &Offload::default());
+    journal.read();
+    assert_eq!(journal.refusals, [], "without rules, there is no guard that refuses");
+}
+
+/// A packet of another protocol in fragments.
+fn of_protocol(protocol: u8, from: &str, to: &str) -> Vec<Vec<u8>> {
+    let headers = outgoing(from.parse().unwrap(), to.parse().unwrap());
+    testkit::guest::fragments(&headers, protocol, &[1; 2000], 1448)
 }
 
 /// A query to the host's resolver, by the address that is mapped to it.

@@ -28,7 +28,7 @@ pub(super) fn guarded(rules: &str) -> Test {
     test
 }
 
-fn syn(from: &str, to: &str) -> Vec<u8> {
+pub(super) fn syn(from: &str, to: &str) -> Vec<u8> {
     segment(from, to, Flags::SYN)
 }
 

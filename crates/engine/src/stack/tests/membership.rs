@@ -12,8 +12,12 @@ use wire::{
 
 use super::*;
 use crate::{
+    events::Refused,
     host::{Readiness, Received},
-    testkit::datagram::{Sent, received},
+    testkit::{
+        datagram::{Sent, received},
+        journal::Journal,
+    },
 };
 
 const GROUP: &str = "239.1.2.3";
@@ -69,7 +73,9 @@ fn groups_that_the_rules_deny_are_not_joined() {
     for (rules, denied) in [("deny multicast", 2), ("allow 203.0.113.1", 2), ("allow udp/multicast:7000", 0)]
     {
         let mut test = following();
+        let mut journal = Journal::default();
         *test.stack.guard_mut() = super::guard::guard(rules);
+        test.stack.guard_mut().report_to(journal.events.clone());
         test.says(GROUP, JOIN);
         test.says(GROUP6, JOIN);
         // Every host is a member of such groups, so the host joins none.
@@ -77,6 +83,14 @@ fn groups_that_the_rules_deny_are_not_joined() {
         let joined = usize::from(denied == 0);
         assert_eq!([GROUP, GROUP6].map(|group| test.members(group).len().min(1)), [joined; 2], "{rules}");
         assert_eq!(test.stack.guard().refused(), denied, "{rules}");
+        journal.read();
+        let member = |from: &str, group: &str| Refused::Membership {
+            member: from.parse().unwrap(),
+            group: group.parse().unwrap(),
+        };
+        let expected = [member("198.51.100.55", GROUP), member("fe80::55", GROUP6)];
+        let reported: Vec<_> = journal.refusals.into_iter().map(|refusal| refusal.what).collect();
+        assert_eq!(reported, expected[..denied as usize], "{rules}");
     }
 }
 

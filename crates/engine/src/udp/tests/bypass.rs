@@ -1,8 +1,14 @@
 //! Tests of datagrams that bypass the link (behaviour §7.6).
 
+use wire::frame::{self, Transport};
+
 use super::listeners::listener;
 use super::*;
-use crate::forward::{Bypass, spec::Direction};
+use crate::{
+    forward::{Bypass, spec::Direction},
+    guard::{Guard, Mode},
+    policy::spec,
+};
 
 const CLIENT: &str = "127.0.0.1:999";
 
@@ -73,6 +79,43 @@ fn others_do_not_bypass() {
         test.ready(&socket, READABLE);
         assert_eq!(test.world.frames().len(), frames, "{bypass:?} {direction:?} {target:?} {from}");
         assert_eq!(test.world.host.opened.len(), 0);
+    }
+}
+
+/// A client in the namespace that the rules refuse gets an error about its datagram, as on the link.
+#[test]
+fn a_refused_client_gets_an_error() {
+    for (rules, direction, client, to, kind) in [
+        ("deny host", Direction::Outbound, "127.0.0.1:999", "127.0.0.53", Some((3, 13))),
+        ("deny host", Direction::Outbound, "[::1]:999", "::1", Some((1, 1))),
+        ("deny host", Direction::Outbound, "[::ffff:127.0.0.1]:999", "::ffff:127.0.0.1", Some((3, 13))),
+        ("allow udp/host:8080", Direction::Outbound, "127.0.0.1:999", "127.0.0.53", None),
+        ("deny host", Direction::Inbound, "127.0.0.1:999", "127.0.0.53", None),
+    ] {
+        let mut test = Test::new();
+        let file = spec::parse_file(rules).unwrap();
+        let policy = crate::policy::Policy::new(file.rules, None).unwrap();
+        test.world.guard = Guard::new(policy, Mode::default(), [1; 16]);
+        let socket = test.listen(Listener { direction, ..listener(None, 80, None, 8080) });
+        test.arrive_at(&socket, client, to, b"question");
+        test.ready(&socket, READABLE);
+        let reports = &test.world.host.client_reports;
+        assert_eq!(reports.len(), usize::from(kind.is_some()), "{rules} {client}");
+        let Some(kind) = kind else { continue };
+        let [from, to] = [client.parse::<SocketAddr>().unwrap().ip(), to.parse().unwrap()];
+        let [from, to] = [from, to].map(|address: IpAddr| address.to_canonical());
+        assert_eq!(reports[0].0, from);
+        // The frame parser checks the lengths, and `verify` the checksums.
+        let version = if from.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+        let frame = [&[0; 12][..], &version, &reports[0].1].concat();
+        let Ok(frame::Body::Ip(packet)) = frame::parse(&frame[..]).map(|frame| frame.body) else { panic!() };
+        assert!(wire::verify::transport(&packet));
+        assert_eq!((packet.source, packet.destination), (to, from));
+        let Transport::Icmp(message) = packet.transport else { panic!() };
+        assert_eq!((message.header.kind, message.header.code), kind);
+        let quoted = [&[0; 12][..], &version, message.payload].concat();
+        let head = &quoted[quoted.len() - 8..];
+        assert_eq!(head, [999_u16, 80, 16, 0].map(u16::to_be_bytes).concat(), "the UDP header");
     }
 }
 

@@ -6,14 +6,11 @@ use std::{
     os::unix::ffi::OsStrExt,
 };
 
-use super::{Opt, flag, value};
+use super::{MTU_MAX, Opt, flag, value};
 use crate::cli::{
     finish::Args,
     value::{addr, interface, is_broadcast, mac, number, prefix_len, store},
 };
-
-/// Maximum MTU. A frame of this MTU, with its Ethernet header, is 65535 bytes long (behaviour §2.2).
-const MTU_MAX: u16 = 65521;
 
 pub(super) const OPTIONS: &[Opt] = &[
     flag(&["ipv4-only"], ipv4_only, "No IPv6").short('4'),

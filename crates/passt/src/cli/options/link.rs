@@ -21,14 +21,15 @@ pub(super) const OPTIONS: &[Opt] = &[
     .short('s')
     .only(Modes::Passt),
     value(&["fd"], "FD", fd, "Use this open file descriptor, a connected\nsocket; implies --one-off")
-        .short('F'),
+        .short('F')
+        .only(Modes::MainlyPasst),
     flag(&["one-off"], one_off, "Quit when the first guest disconnects").short('1').only(Modes::Passt),
-    flag(&["vhost-user"], vhost_user, "Serve a vhost-user front-end at the socket"),
+    flag(&["vhost-user"], vhost_user, "Serve a vhost-user front-end at the socket").only(Modes::MainlyPasst),
     Opt {
         long: &["print-capabilities"],
         short: None,
         action: Action::Show(Show::Capabilities),
-        modes: Modes::Both,
+        modes: Modes::MainlyPasst,
         help: "Show the vhost-user back-end's capabilities, in\nJSON, and exit",
         extension: false,
     },
@@ -37,7 +38,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         "PATH",
         repair_path,
         "Socket for passt-repair(1), or \"none\"\ndefault: path of the guest's socket and \".repair\"",
-    ),
+    )
+    .only(Modes::MainlyPasst),
     flag(&["migrate-exit"], migrate_exit, "Deprecated: quit after migration to another host")
         .only(Modes::VhostUser),
     flag(&["migrate-no-linger"], migrate_no_linger, "Deprecated: close connections after migration")

@@ -9,12 +9,17 @@ mod namespace;
 mod ports;
 mod process;
 mod protocol;
+mod slirp4netns;
 
 use std::ffi::OsStr;
 
 use engine::forward::{Protocol, spec::Direction};
 
 use super::finish::Args;
+use crate::config::Mode;
+
+/// Maximum MTU. A frame of this MTU, with its Ethernet header, is 65535 bytes long (behaviour §2.2).
+const MTU_MAX: u16 = 65521;
 
 /// A heading of the help text, and the options under it.
 #[derive(Debug)]
@@ -34,7 +39,7 @@ pub struct Opt {
     pub short: Option<char>,
     /// The option's argument, and the function that stores the argument.
     pub action: Action,
-    /// The modes in which the option may be used.
+    /// The modes in which an option of passt or pasta may be used.
     pub modes: Modes,
     /// The option's help text, in lines of at most 50 characters.
     pub help: &'static str,
@@ -72,6 +77,8 @@ pub enum Show {
 pub enum Modes {
     /// Both modes.
     Both,
+    /// Both modes, but pasta has no use for the option, or the option selects passt mode. Pasta's help leaves it out.
+    MainlyPasst,
     /// passt mode, with or without vhost-user.
     Passt,
     /// passt mode with vhost-user.
@@ -80,7 +87,7 @@ pub enum Modes {
     Pasta,
 }
 
-/// All options, by group.
+/// The options of passt and pasta, by group.
 pub static GROUPS: [Group; 9] = [
     Group { title: "Process and output", options: process::OPTIONS },
     Group { title: "Connection to the guest", options: link::OPTIONS },
@@ -93,7 +100,15 @@ pub static GROUPS: [Group; 9] = [
     Group { title: "What the guest may reach", options: guard::OPTIONS },
 ];
 
-/// Iterates over all options.
+/// The options of the program that has this mode, by group. passt and pasta share a table.
+pub fn groups(mode: Mode) -> &'static [Group] {
+    match mode {
+        Mode::Passt | Mode::Pasta => &GROUPS,
+        Mode::Slirp4netns => &slirp4netns::GROUPS,
+    }
+}
+
+/// Iterates over all options of passt and pasta.
 pub fn all() -> impl Iterator<Item = &'static Opt> {
     GROUPS.iter().flat_map(|group| group.options)
 }
@@ -101,6 +116,11 @@ pub fn all() -> impl Iterator<Item = &'static Opt> {
 /// Returns the row of an option without argument.
 const fn flag(long: &'static [&'static str], set: fn(&mut Args), help: &'static str) -> Opt {
     Opt { long, short: None, action: Action::Flag(set), modes: Modes::Both, help, extension: false }
+}
+
+/// Returns the row of an option that prints a text.
+const fn show(long: &'static [&'static str], what: Show, help: &'static str) -> Opt {
+    Opt { long, short: None, action: Action::Show(what), modes: Modes::Both, help, extension: false }
 }
 
 /// Returns the row of an option with an argument. The help text calls the argument `argument`.
@@ -166,7 +186,8 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal() {
-        for opt in all() {
+        let all = [Mode::Pasta, Mode::Slirp4netns].into_iter().flat_map(groups);
+        for opt in all.flat_map(|group| group.options) {
             for line in opt.help.lines() {
                 assert!(line.chars().count() <= 50 && line == line.trim_end(), "{line:?}");
             }

@@ -1,14 +1,14 @@
 //! Options about the process itself: output, files, identity.
 
-use std::{ffi::OsStr, time::Duration};
+use std::{ffi::OsStr, net::SocketAddr, os::fd::RawFd, time::Duration};
 
-use super::{Action, Modes, Opt, Show, flag, value};
+use super::{Opt, Show, flag, show, value};
 use crate::{
     cli::{
         finish::Args,
         value::{number, path, socket_path},
     },
-    config::{Id, RunAs, Verbosity},
+    config::{ApiSocket, Id, RunAs, Verbosity},
 };
 
 /// Minimum value of the limit of the log file's size, in bytes (behaviour §1.7.5).
@@ -30,7 +30,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         &["stats"],
         "SECONDS",
         stats,
-        "Show event counts, at most once in this time;\nneeds --foreground before it",
+        "Show event counts, at most once in this time;\nneeds --foreground or a command",
     ),
     value(&["log-file"], "PATH", log_file, "Log to this file instead of the system log").short('l'),
     value(
@@ -56,12 +56,30 @@ pub(super) const OPTIONS: &[Opt] = &[
     ),
     flag(&["chroot-fallback"], chroot_fallback, "Where pivot_root() fails, use chroot()"),
     value(&["conf-path"], "PATH", conf_path, "Control socket for changes at run time").short('c'),
+    value(
+        &["api-socket"],
+        "PATH",
+        api_socket,
+        "Serve programs at this socket: flows, counts,\nrules and events in JSON (docs/api.md)",
+    )
+    .extension(),
+    value(
+        &["api-fd"],
+        "FD",
+        api_fd,
+        "The same, at this open file descriptor: a socket\nthat listens, or that is connected to a client",
+    )
+    .extension(),
+    value(
+        &["metrics"],
+        "ADDRESS:PORT",
+        metrics,
+        "Serve metrics for Prometheus by HTTP, such as at\n127.0.0.1:9100, to everyone who can connect",
+    )
+    .extension(),
+    flag(&["no-api"], no_api, "No socket by which pesto finds this process").extension(),
     flag(&["stderr"], stderr, "Deprecated, no effect").short('e'),
 ];
-
-const fn show(long: &'static [&'static str], what: Show, help: &'static str) -> Opt {
-    Opt { long, short: None, action: Action::Show(what), modes: Modes::Both, help, extension: false }
-}
 
 fn debug(args: &mut Args) {
     args.config.verbosity = args.config.verbosity.max(Verbosity::Debug);
@@ -80,11 +98,6 @@ fn foreground(args: &mut Args) {
 }
 
 fn stats(args: &mut Args, value: &OsStr) -> Result<(), String> {
-    if !args.config.foreground {
-        return Err(
-            "Can't display statistics if not running in foreground: --foreground has to come first".into()
-        );
-    }
     let seconds = number(value).ok_or_else(|| format!("Invalid number of seconds: {}", value.display()))?;
     args.config.stats = (seconds > 0).then_some(Duration::from_secs(seconds));
     Ok(())
@@ -125,7 +138,10 @@ fn runas(args: &mut Args, value: &OsStr) -> Result<(), String> {
         None => (text, None),
         Some((user, group)) => (user, Some(group)),
     };
-    let user = id(user).filter(|user| *user != Id::Name("root".into())).ok_or_else(invalid)?;
+    let user = id(user).ok_or_else(invalid)?;
+    if user == Id::Name("root".into()) {
+        return Err("root is not accepted by name; to stay root, give the number 0".into());
+    }
     let group = group.map(|group| id(group).ok_or_else(invalid)).transpose()?;
     args.config.runas = Some(RunAs { user, group });
     Ok(())
@@ -148,6 +164,41 @@ fn chroot_fallback(args: &mut Args) {
 
 fn conf_path(args: &mut Args, value: &OsStr) -> Result<(), String> {
     args.config.conf_path = Some(socket_path(value)?);
+    Ok(())
+}
+
+fn api_socket(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    set_api(args, ApiSocket::Path(socket_path(value)?))
+}
+
+fn api_fd(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    let fd = number(value).and_then(|fd| RawFd::try_from(fd).ok()).filter(|fd| *fd > 2);
+    set_api(args, ApiSocket::Fd(fd.ok_or_else(|| format!("Invalid --api-fd: {}", value.display()))?))
+}
+
+fn set_api(args: &mut Args, socket: ApiSocket) -> Result<(), String> {
+    match args.config.api.replace(socket) {
+        Some(ApiSocket::Registry) => Ok(()),
+        _ => Err("there is one API socket, and it was given before, by --api-socket or --api-fd".into()),
+    }
+}
+
+fn no_api(args: &mut Args) {
+    args.no_api = true;
+}
+
+fn metrics(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    let address: Option<SocketAddr> = value.to_str().and_then(|text| text.parse().ok());
+    let address = address.filter(|address| address.port() != 0);
+    let address = address.ok_or_else(|| {
+        format!("Invalid --metrics: {} (such as 127.0.0.1:9100 or [::1]:9100)", value.display())
+    })?;
+    if !address.ip().is_loopback() {
+        args.config.warnings.push(format!(
+            "--metrics: {address} is not a loopback address: without a password, everyone who reaches it can read the metrics"
+        ));
+    }
+    args.config.metrics = Some(address);
     Ok(())
 }
 

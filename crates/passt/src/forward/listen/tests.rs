@@ -120,6 +120,29 @@ fn a_port_that_cant_be_had_is_fatal_r102() {
     });
 }
 
+#[test]
+fn a_denied_port_names_the_setting() {
+    let shown = |errno| Reason::from(errno).to_string();
+    assert!(shown(Errno::ACCESS).starts_with(&Errno::ACCESS.to_string()), "{}", shown(Errno::ACCESS));
+    assert!(shown(Errno::ACCESS).contains("net.ipv4.ip_unprivileged_port_start"));
+    assert_eq!(shown(Errno::ADDRINUSE), Errno::ADDRINUSE.to_string());
+}
+
+/// An error that is part of the message is not printed again as its cause.
+#[test]
+fn no_cause_is_printed_twice() {
+    let failed = || std::io::Error::from_raw_os_error(13);
+    let netlink = || crate::host::Error::from(failed());
+    for error in [
+        anyhow::Error::from(Error::from(failed())),
+        netlink().into(),
+        crate::pasta::configure::Error::from(netlink()).into(),
+    ] {
+        let shown = format!("{error:#}");
+        assert_eq!(shown.matches(&failed().to_string()).count(), 1, "{shown}");
+    }
+}
+
 /// Two UDP listeners never share a port without an error.
 #[test]
 fn a_second_instance_gets_no_udp_port() {

@@ -82,8 +82,8 @@ impl Side {
 
     /// Puts the prepared rules in force. A socket that these rules need stays open, even if the socket's rule changes.
     /// Sockets of rules that follow ports in use stay open until the next [`Side::follow`]. Returns a line for each
-    /// incomplete best-effort rule.
-    pub(crate) fn commit(&mut self, prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
+    /// incomplete best-effort rule, and for each socket that can't be watched.
+    pub(crate) fn commit(&mut self, mut prepared: Prepared, rx: &mut Receivers<'_>) -> Vec<String> {
         prepared.leaving.into_iter().for_each(|key| self.close(key, rx));
         self.replace(prepared.table, &prepared.kept, rx);
         for key in prepared.reopenable {
@@ -93,7 +93,9 @@ impl Side {
             let (protocol, port) = (listener.protocol, listener.port);
             let permit = rx.sockets.ledger().take_anyway(Class::Listener);
             if let Err(errno) = self.take(listener, permit, rx) {
-                log::warn!("can't watch {protocol} port {port}: {errno}");
+                prepared
+                    .notes
+                    .push(format!("can't watch {protocol} port {port}: {errno}; apply the rules again"));
             }
         }
         prepared.notes
@@ -110,7 +112,9 @@ impl Side {
             let new = *heirs.get(rule)?.iter().find(|new| table.rules()[**new].ports.contains(port))?;
             Some(((new, port), (rule, port)))
         };
-        self.open.keys().filter_map(heir).collect()
+        let mut kept = BTreeMap::new();
+        kept.extend(self.open.keys().filter_map(heir));
+        kept
     }
 
     /// The closed UDP listeners that a new table needs at once. The listeners are identified by their new keys.

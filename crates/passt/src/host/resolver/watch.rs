@@ -8,6 +8,10 @@
 //! at the start and kept open, and the file is opened relative to them. So the file can still be read after a change of
 //! user and after the root directory was replaced. One case is not covered then: a link into a directory that was not
 //! on the path at the start.
+//!
+//! The kernel makes the end of a process that watches anything wait for 10 to 20 ms (its list of watches is read without
+//! locks). So that a short command need not wait, nothing is watched before [`DELAY`] has passed. Then the file is read
+//! once more, so no change is missed.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -17,6 +21,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use rustix::event::{EventfdFlags, eventfd};
@@ -24,11 +29,17 @@ use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::fs::{CWD, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::fchdir;
+use sys::spawn::unshare_working_directory;
 
 use super::{PATH, Resolver, read};
+use crate::errno::retry;
 
 /// Maximum number of symbolic links that are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
+
+/// How long the thread waits before it watches anything.
+const DELAY: Duration = Duration::from_secs(1);
 
 /// Events of a directory when one of its files is replaced: a link is created, or a file is closed after writing, or a
 /// file is renamed. Deletion is not included: the last content is used until a new file exists.
@@ -38,6 +49,8 @@ const REPLACED: WatchFlags = WatchFlags::CREATE.union(WatchFlags::CLOSE_WRITE).u
 #[derive(Debug)]
 pub(crate) struct Watch {
     inotify: OwnedFd,
+    /// Whether the directories are watched already.
+    begun: bool,
     /// The requested path. The search for the file starts here.
     start: PathBuf,
     /// All directories that are or were on the path to the file. Old directories are kept: a host may return to an
@@ -57,7 +70,8 @@ struct Directory {
 }
 
 impl Watch {
-    /// Starts to watch the host's file. Its last content was `last`. Must be called with the caller's rights.
+    /// Opens the directories that lead to the host's file. Its last content was `last`. Must be called with the caller's
+    /// rights.
     ///
     /// # Errors
     /// The directory `/etc` does not exist, or the user has too many inotify instances.
@@ -70,9 +84,8 @@ impl Watch {
         let start = lexical(Path::new("/"), path);
         let (parent, _) = split(&start).ok_or(Errno::NOENT)?;
         let handle = open_directory(CWD, parent)?;
-        inotify::add_watch(&inotify, parent, REPLACED | WatchFlags::ONLYDIR)?;
         let directories = vec![Directory { path: parent.to_owned(), handle }];
-        let mut watch = Self { inotify, start, directories, names: Vec::new(), last };
+        let mut watch = Self { inotify, begun: false, start, directories, names: Vec::new(), last };
         // The file may be created later.
         if let Err(error) = watch.find() {
             log::debug!("{}: {error}", path.display());
@@ -116,7 +129,8 @@ impl Watch {
         let (resolvers, news) = channel();
         let (report, started) = channel();
         let run = move || {
-            let ready = drop_rights();
+            let ready = unshare_working_directory().context("can't unshare the working directory");
+            let ready = ready.and_then(|()| drop_rights());
             // If the receiver was dropped, the process is about to end.
             drop(report.send(ready));
             if let Err(error) = self.run(&resolvers, &signal) {
@@ -128,7 +142,24 @@ impl Watch {
         Ok(News { wake, news })
     }
 
+    /// Starts to watch the directories. Changes the working directory of the calling thread.
+    ///
+    /// # Errors
+    /// The first directory can't be watched.
+    fn begin(&mut self) -> io::Result<()> {
+        self.begun = true;
+        for index in 0..self.directories.len() {
+            let watched = self.watch(index, OsStr::new("."), REPLACED | WatchFlags::ONLYDIR);
+            if index == 0 {
+                watched?;
+            }
+        }
+        Ok(())
+    }
+
     fn run(&mut self, resolvers: &Sender<Resolver>, signal: &OwnedFd) -> io::Result<()> {
+        thread::sleep(DELAY);
+        self.begin()?;
         // The file may have changed between the first read and the start of the watch.
         let mut stale = true;
         loop {
@@ -136,7 +167,7 @@ impl Watch {
                 if resolvers.send(resolver).is_err() {
                     return Ok(());
                 }
-                rustix::io::write(signal, &1_u64.to_ne_bytes())?;
+                retry(|| rustix::io::write(signal, &1_u64.to_ne_bytes()))?;
             }
             stale = self.wait()?;
         }
@@ -205,7 +236,7 @@ impl Watch {
                 // The path is not a link, so it is the file.
                 Err(Errno::INVAL) => {
                     let file = open_file(handle, name)?;
-                    self.watch(&place, WatchFlags::CLOSE_WRITE);
+                    self.watch(directory, name, WatchFlags::CLOSE_WRITE | WatchFlags::DONT_FOLLOW).ok();
                     return Ok(file);
                 }
                 Err(error) => return Err(error.into()),
@@ -225,16 +256,24 @@ impl Watch {
         let (parent, _) = split(link).ok_or(Errno::NOENT)?;
         let from = self.directories.get(from).ok_or(Errno::NOENT)?;
         let handle = open_directory(from.handle.as_fd(), parent)?;
-        self.watch(path, REPLACED | WatchFlags::ONLYDIR);
         self.directories.push(Directory { path: path.to_owned(), handle });
-        Ok(self.directories.len() - 1)
+        let index = self.directories.len() - 1;
+        self.watch(index, OsStr::new("."), REPLACED | WatchFlags::ONLYDIR).ok();
+        Ok(index)
     }
 
-    /// Watches one more path. The path may be watched already.
-    fn watch(&self, path: &Path, events: WatchFlags) {
-        if let Err(error) = inotify::add_watch(&self.inotify, path, events) {
-            log::debug!("can't watch {}: {error}", path.display());
+    /// Watches a name in a directory, unless nothing is watched yet. The name may be watched already. Changes the
+    /// working directory of the calling thread: inotify takes only paths, and the paths of the directories may no longer
+    /// exist.
+    fn watch(&self, directory: usize, name: &OsStr, events: WatchFlags) -> rustix::io::Result<()> {
+        if !self.begun {
+            return Ok(());
         }
+        let Directory { path, handle } = self.directories.get(directory).ok_or(Errno::NOENT)?;
+        fchdir(handle)
+            .and_then(|()| inotify::add_watch(&self.inotify, name, events))
+            .map(drop)
+            .inspect_err(|error| log::debug!("can't watch {}: {error}", path.join(name).display()))
     }
 }
 
@@ -313,6 +352,14 @@ mod tests {
         fs::rename(next, path).unwrap();
     }
 
+    /// A watch that has begun. The test's thread gets a working directory of its own.
+    fn watch(path: &Path, last: Resolver) -> Watch {
+        unshare_working_directory().unwrap();
+        let mut watch = Watch::of(path, last).unwrap();
+        watch.begin().unwrap();
+        watch
+    }
+
     /// Returns the change after the next relevant event.
     fn next(watch: &mut Watch) -> Option<Resolver> {
         while !watch.wait().unwrap() {}
@@ -328,7 +375,7 @@ mod tests {
         let (link, file) = (etc.join("resolv.conf"), run.join("stub.conf"));
         fs::write(&file, text(1)).unwrap();
         symlink("../run/stub.conf", &link).unwrap();
-        let mut watch = Watch::of(&link, resolver(1)).unwrap();
+        let mut watch = watch(&link, resolver(1));
         assert_eq!(watch.changed(), None, "known");
 
         replace(&file, &text(2));
@@ -355,7 +402,7 @@ mod tests {
         fs::create_dir(&run).unwrap();
         fs::write(run.join("stub.conf"), text(1)).unwrap();
         symlink(run.join("stub.conf"), etc.join("resolv.conf")).unwrap();
-        let mut watch = Watch::of(&etc.join("resolv.conf"), resolver(1)).unwrap();
+        let mut watch = watch(&etc.join("resolv.conf"), resolver(1));
         fs::rename(&etc, dir.path().join("etc2")).unwrap();
         fs::rename(&run, dir.path().join("run2")).unwrap();
         replace(&dir.path().join("run2/stub.conf"), &text(2));
@@ -366,7 +413,7 @@ mod tests {
     fn content_without_servers_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("resolv.conf");
-        let mut watch = Watch::of(&file, Resolver::default()).unwrap();
+        let mut watch = watch(&file, Resolver::default());
         assert_eq!(watch.changed(), None, "not there yet");
         replace(&file, &text(1));
         assert_eq!(next(&mut watch), Some(resolver(1)));

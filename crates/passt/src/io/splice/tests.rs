@@ -96,6 +96,11 @@ fn end(kind: Kind) -> (Peer, OwnedFd) {
 
 impl Line {
     fn new(kind: Kind, buffer: usize) -> Self {
+        Self::with(kind, buffer, true)
+    }
+
+    /// `readable`: as for [`Bypass::insert`].
+    fn with(kind: Kind, buffer: usize, readable: bool) -> Self {
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
         let (_, ledger) = plenty();
         let permit = ledger.take(Class::LocalIn).unwrap();
@@ -104,7 +109,7 @@ impl Line {
         let mut bypass = Bypass::new(1);
         let loopback = Ipv4Addr::LOCALHOST.into();
         let pair = Pair::new(accepted, connected, Direction::Inbound, loopback, shared.clone(), permit);
-        let id = bypass.insert(pair, Account::NONE).unwrap();
+        let id = bypass.insert(pair, readable, Account::NONE).unwrap();
         let mut line = Self { epoll, shared, bypass, id, peers: [client, server], start: Clock::now() };
         let stands = Readiness { writable: true, ..Readiness::default() };
         line.bypass.on_readiness(id, Side::Connected, stands, line.now());
@@ -238,6 +243,27 @@ proptest! {
             line.finish(0);
         });
     }
+}
+
+/// Each message is read by one call, and the next one waits for its event: announced ports depend on this (behaviour §8.4).
+#[test]
+fn small_messages_need_no_pipe() {
+    isolated(|| {
+        let mut line = Line::with(Kind::Tcp, 4096, false);
+        for round in 1..4 {
+            for side in Side::ALL {
+                line.act(Act::Write(side, 30));
+                let receiver = side.other();
+                while line.peers[receiver as usize].read.len() < 30 * round {
+                    assert!(line.start.elapsed() < PATIENCE, "it stalls");
+                    line.turn();
+                    line.act(Act::Read(receiver, 30));
+                }
+            }
+        }
+        assert!(line.shared.borrow().pipes.is_empty());
+        line.finish(0);
+    });
 }
 
 /// Many bytes in both directions at once, through buffers and through pipes. All pipes are returned.

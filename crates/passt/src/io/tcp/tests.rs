@@ -49,7 +49,7 @@ fn pair(method: PeekMethod) -> (TcpStream, Stream) {
     peer.set_nodelay(true).unwrap();
     let accepted = listener.accept().unwrap().0;
     assert!(sockopt::socket_oobinline(&accepted).unwrap(), "inherited");
-    (peer, Stream::new(accepted.into(), method, None))
+    (peer, Stream::new(accepted.into(), method, Rc::default(), None))
 }
 
 impl Line {
@@ -84,7 +84,8 @@ impl Line {
     /// Waits until all sent bytes have arrived.
     fn arrived(&self) {
         let end = Instant::now() + PATIENCE;
-        while sys::stream::unread(&self.socket).unwrap() as usize != self.sent.len() - self.gone {
+        let taken_out = self.gone + self.socket.kept.len();
+        while sys::stream::unread(&self.socket).unwrap() as usize != self.sent.len() - taken_out {
             assert!(Instant::now() < end, "it does not arrive");
             thread::yield_now();
         }
@@ -146,6 +147,65 @@ proptest! {
     }
 }
 
+/// Small messages leave the socket at once, so nothing has to be discarded there. More than fits is peeked at.
+#[test]
+fn small_messages_are_kept_and_bulk_stays_in_the_socket() {
+    isolated(|| {
+        for method in [PeekMethod::probe(), PeekMethod::scratch()] {
+            let mut line = Line::new(method);
+            let unread = |line: &Line| sys::stream::unread(&line.socket).unwrap() as usize;
+            for _ in 0..100 {
+                line.act(Act::Send(700));
+                assert!(line.peek(5000));
+                assert_eq!((line.offset, unread(&line), line.socket.kept.len()), (700, 0, 700));
+                // A retransmission of a part, together with new bytes.
+                line.act(Act::Send(10));
+                line.offset = 600;
+                assert!(line.peek(5000));
+                assert_eq!((line.offset, unread(&line)), (710, 10));
+                line.discard(650);
+                line.discard(60);
+                assert_eq!((line.offset, unread(&line), line.socket.kept.len()), (0, 0, 0));
+            }
+            line.act(Act::Send(10_000));
+            assert!(line.peek(9000));
+            assert_eq!((line.offset, unread(&line)), (9000, 10_000 - kept::LEN));
+            line.offset = 1000;
+            assert!(line.peek(20_000));
+            assert_eq!(line.offset, 10_000);
+            line.discard(10_000);
+            line.act(Act::Send(5000));
+            assert!(line.peek(5000));
+            assert_eq!((unread(&line), line.socket.kept.len()), (5000, 0));
+        }
+    });
+}
+
+/// The buffers for small messages are few. A socket that gets none leaves its bytes in the socket.
+#[test]
+fn without_a_buffer_small_messages_stay_in_the_socket() {
+    isolated(|| {
+        let buffers = Rc::<Buffers>::default();
+        let mut all = Vec::new();
+        while let Some(buffer) = buffers.take() {
+            all.push(buffer);
+        }
+        let mut line = Line::new(PeekMethod::probe());
+        line.socket.kept = Kept::new(buffers.clone());
+        line.act(Act::Send(10));
+        assert!(line.peek(100));
+        assert_eq!((sys::stream::unread(&line.socket), line.socket.kept.len()), (Ok(10), 0));
+        line.discard(10);
+        // A socket that ends gives its buffer back.
+        all.pop().into_iter().for_each(|buffer| buffers.give_back(buffer));
+        line.act(Act::Send(10));
+        assert!(line.peek(100));
+        assert!(buffers.take().is_none());
+        drop(line);
+        assert!(buffers.take().is_some());
+    });
+}
+
 #[test]
 fn urgent_bytes_are_sent_as_such() {
     isolated(|| {
@@ -165,5 +225,25 @@ fn urgent_bytes_are_sent_as_such() {
         }
         assert!(filled > 0);
         assert_eq!(socket.send_urgent(b'!'), Err(SocketError::WouldBlock));
+    });
+}
+
+/// A peer that sends a small message and then resets the connection: the message is returned first, and then the error,
+/// without another event.
+#[test]
+fn an_error_after_a_message_is_not_forgotten() {
+    isolated(|| {
+        let (mut peer, mut socket) = pair(PeekMethod::Offset);
+        peer.write_all(&[7; kept::LEN]).unwrap();
+        sockopt::set_socket_linger(&peer, Some(Duration::ZERO)).unwrap();
+        drop(peer);
+        let peek = |socket: &mut Stream, offset: usize| {
+            let mut bytes = vec![0; 2 * kept::LEN];
+            socket.peek(offset as u32, bytes.as_mut_slice().into())
+        };
+        assert_eq!(peek(&mut socket, 0), Ok(kept::LEN));
+        assert!(socket.has_error());
+        assert_eq!(peek(&mut socket, kept::LEN), Err(stream_error(io::Errno::CONNRESET)));
+        assert!(!socket.has_error());
     });
 }

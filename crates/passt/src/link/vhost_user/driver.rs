@@ -12,7 +12,7 @@ use super::ring::{Addresses, Broken, Ring, Rules};
 pub(super) const GUEST: u64 = 0x10_0000;
 pub(super) const USER: u64 = 0x7000_0000;
 /// Number of entries of the ring.
-pub(super) const SIZE: u16 = 8;
+pub(super) const SIZE: u16 = 16;
 const DESCRIPTORS: usize = 0;
 const AVAILABLE: usize = 0x1000;
 const USED: usize = 0x2000;

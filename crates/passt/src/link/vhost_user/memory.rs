@@ -8,6 +8,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use sys::shared_memory::Guard;
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
@@ -29,6 +30,9 @@ pub(super) enum MapError {
     /// The system refuses the mapping.
     #[error("{0}")]
     Map(vm_memory::mmap::MmapRegionError),
+    /// The system does not allow to guard the mapping against the end of its file.
+    #[error("it can't be guarded against the end of its file: {0}")]
+    Guard(std::io::Error),
 }
 
 /// An address range that is not in the guest's memory.
@@ -64,9 +68,17 @@ pub(super) struct Regions(Vec<Region>);
 #[derive(Debug)]
 struct Region {
     place: Place,
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
     /// Start of the region in the mapping.
     skip: usize,
+}
+
+/// A mapped file of the front-end. If the front-end shortens the file, the lost pages are replaced by empty ones.
+#[derive(Debug)]
+struct Mapping {
+    /// It is dropped before the memory is unmapped.
+    guard: Guard,
+    memory: MmapRegion,
 }
 
 /// A range of guest memory. The range is in one region of the table in which it was found.
@@ -78,10 +90,28 @@ pub(super) struct Piece {
     offset: u64,
 }
 
+impl Piece {
+    /// Removes the first `skip` bytes from a list of pieces.
+    pub(super) fn skip(pieces: &mut Vec<Self>, mut skip: u32) {
+        let mut empty = 0;
+        for piece in pieces.iter_mut() {
+            let skipped = skip.min(piece.len);
+            skip -= skipped;
+            piece.len -= skipped;
+            piece.offset += u64::from(skipped);
+            if piece.len > 0 {
+                break;
+            }
+            empty += 1;
+        }
+        pieces.drain(..empty);
+    }
+}
+
 /// A range of guest memory. The range stays mapped as long as this value is held.
 #[derive(Debug)]
 pub(super) struct Area {
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
     start: usize,
     len: usize,
 }
@@ -89,7 +119,7 @@ pub(super) struct Area {
 /// A bitmap with one bit for each page of guest memory. It is shared with the front-end.
 #[derive(Debug)]
 struct Log {
-    mapping: MmapRegion,
+    mapping: Mapping,
     start: usize,
     len: usize,
 }
@@ -105,8 +135,14 @@ impl Memory {
     /// Maps the log, of `len` bytes from `offset` in `file`.
     pub(super) fn set_log(&mut self, file: File, offset: u64, len: u64) -> Result<(), MapError> {
         let (mapping, start) = map(file, offset, len)?;
-        self.log = Some(Log { len: mapping.len() - start, mapping, start });
+        self.log = Some(Log { len: mapping.memory.len() - start, mapping, start });
         Ok(())
+    }
+
+    /// Whether the front-end has shortened a file, and some memory that was accessed is lost.
+    pub(super) fn is_lost(&self) -> bool {
+        let mut regions = self.regions.0.iter().map(|region| &*region.mapping);
+        regions.any(Mapping::is_lost) || self.log.as_ref().is_some_and(|log| log.mapping.is_lost())
     }
 
     /// Returns the range at `address` in the front-end's address space, if the range is in one region.
@@ -149,7 +185,7 @@ impl Memory {
     pub(super) fn read<const N: usize>(&self, address: u64) -> Result<[u8; N], OutOfRange> {
         let found = self.regions.0.iter().find_map(|region| {
             let start = region.within(address.checked_sub(region.place.guest)?, N as u64)?;
-            region.mapping.get_slice(start, N).ok()
+            region.mapping.memory.get_slice(start, N).ok()
         });
         let mut bytes = [0; N];
         found.ok_or(OutOfRange)?.copy_to(&mut bytes);
@@ -173,7 +209,7 @@ impl Memory {
             if at >= log.len {
                 return;
             }
-            if let Ok(bits) = log.mapping.get_atomic_ref::<AtomicU8>(log.start + at) {
+            if let Ok(bits) = log.mapping.memory.get_atomic_ref::<AtomicU8>(log.start + at) {
                 bits.fetch_or(1 << (page % 8), Ordering::Relaxed);
             }
         }
@@ -185,7 +221,13 @@ impl Regions {
     pub(super) fn slice(&self, piece: Piece) -> Option<VolatileSlice<'_>> {
         let region = self.0.get(piece.region as usize)?;
         let start = region.within(piece.offset, u64::from(piece.len))?;
-        region.mapping.get_slice(start, piece.len as usize).ok()
+        region.mapping.memory.get_slice(start, piece.len as usize).ok()
+    }
+}
+
+impl Mapping {
+    fn is_lost(&self) -> bool {
+        self.guard.is_lost()
     }
 }
 
@@ -205,12 +247,12 @@ impl Region {
 impl Area {
     /// Returns `len` bytes at position `at`.
     pub(super) fn slice(&self, at: usize, len: usize) -> Result<VolatileSlice<'_>, OutOfRange> {
-        self.mapping.get_slice(self.within(at, len)?, len).map_err(|_| OutOfRange)
+        self.mapping.memory.get_slice(self.within(at, len)?, len).map_err(|_| OutOfRange)
     }
 
     /// Returns the word at position `at`.
     pub(super) fn atomic(&self, at: usize) -> Result<&AtomicU16, OutOfRange> {
-        self.mapping.get_atomic_ref(self.within(at, 2)?).map_err(|_| OutOfRange)
+        self.mapping.memory.get_atomic_ref(self.within(at, 2)?).map_err(|_| OutOfRange)
     }
 
     fn within(&self, at: usize, len: usize) -> Result<usize, OutOfRange> {
@@ -222,18 +264,19 @@ impl Area {
 /// Maps `len` bytes at `offset` of `file`. Also returns the position of these bytes in the mapping. The mapping begins
 /// at the start of the file: the offset may not be a multiple of the file's page size, which may be that of a huge
 /// page.
-fn map(file: File, offset: u64, len: u64) -> Result<(MmapRegion, usize), MapError> {
+fn map(file: File, offset: u64, len: u64) -> Result<(Mapping, usize), MapError> {
     let end = offset.checked_add(len).ok_or(MapError::TooLarge)?;
     let (start, size) = (usize::try_from(offset), usize::try_from(end));
     let (Ok(start), Ok(size)) = (start, size) else { return Err(MapError::TooLarge) };
-    // An access past the end of a file raises SIGBUS.
+    // An access past the end of the file would lose the guest's memory at once.
     let stat = rustix::fs::fstat(&file).map_err(MapError::File)?;
     let has = u64::try_from(stat.st_size).unwrap_or(0);
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile && has < end {
         return Err(MapError::PastTheEnd(has));
     }
-    let mapping = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(MapError::Map)?;
-    Ok((mapping, start))
+    let memory = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(MapError::Map)?;
+    let guard = Guard::new(&memory.as_volatile_slice()).map_err(MapError::Guard)?;
+    Ok((Mapping { guard, memory }, start))
 }
 
 #[cfg(test)]

@@ -126,6 +126,11 @@ impl VhostUserLink {
         Change { frames: true, room: true, up, ..Change::default() }
     }
 
+    /// Ends the connection if the front-end has shortened a file that it shares. Must be called after each round.
+    pub(super) fn end_if_memory_is_lost(&mut self, epoll: &OwnedFd) -> Option<Change> {
+        self.device.memory.is_lost().then(|| self.on_end(&Ended::MemoryLost, epoll))
+    }
+
     /// Handles the end of the connection to the front-end.
     fn on_end(&mut self, ended: &Ended, epoll: &OwnedFd) -> Change {
         match ended {
@@ -157,15 +162,19 @@ impl VhostUserLink {
         Change { frames: !to_guest, room: to_guest, ..Change::default() }
     }
 
-    /// Receives the next frame of the guest, if a frame is available.
+    /// Receives the next frame of the guest, if a frame is available. The frame may be a train of several frames.
     pub fn receive(&mut self) -> Option<Lent<Frame>> {
         let mut frame = self.inbox.lend()?;
         // A capture or trace needs all bytes, and the guest must not change them any more. So all bytes are copied.
         let watching = self.watcher.is_watching();
-        if !self.from_guest.next(&mut self.device, &mut frame, watching) {
+        let frames = self.from_guest.next(&mut self.device, &mut frame, watching);
+        if frames == 0 {
             return None;
         }
         self.watcher.received(&[frame.bytes()]);
+        for _ in 1..frames {
+            self.watcher.received(&[]);
+        }
         Some(frame)
     }
 

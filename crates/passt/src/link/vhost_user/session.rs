@@ -56,8 +56,11 @@ pub(in crate::link) enum Ended {
         /// The error of the request.
         error: ProtocolError,
     },
+    /// The front-end has shortened a file that it shares.
+    #[error("it has shortened a file of the guest's memory or of its log")]
+    MemoryLost,
     /// The socket failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Socket(#[from] io::Error),
 }
 

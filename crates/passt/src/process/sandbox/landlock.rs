@@ -13,11 +13,15 @@ use landlock::{
 pub(crate) struct FileRules(RulesetCreated);
 
 impl FileRules {
-    /// Denies access to all files, except that files below the directories `readable` can be read.
+    /// Denies access to all files, except that files below the directories `readable` can be read, and files below
+    /// `emptied` can be removed.
     ///
     /// # Errors
     /// The kernel has no Landlock.
-    pub(crate) fn new<'a>(readable: impl IntoIterator<Item = BorrowedFd<'a>>) -> anyhow::Result<Self> {
+    pub(crate) fn new<'a>(
+        readable: impl IntoIterator<Item = BorrowedFd<'a>>,
+        emptied: impl IntoIterator<Item = BorrowedFd<'a>>,
+    ) -> anyhow::Result<Self> {
         // Version 1 is required. It covers most kinds of access. Kinds of access in later versions are denied if the
         // kernel supports this.
         let mut rules = Ruleset::default()
@@ -26,8 +30,10 @@ impl FileRules {
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V5))?
             .create()?;
-        for directory in readable {
-            rules = rules.add_rule(PathBeneath::new(directory, AccessFs::ReadFile))?;
+        let readable = readable.into_iter().map(|directory| (directory, AccessFs::ReadFile));
+        let emptied = emptied.into_iter().map(|directory| (directory, AccessFs::RemoveFile));
+        for (directory, access) in readable.chain(emptied) {
+            rules = rules.add_rule(PathBeneath::new(directory, access))?;
         }
         Ok(Self(rules))
     }
@@ -54,12 +60,13 @@ mod tests {
 
     #[test]
     fn under_the_rules_only_excepted_files_can_be_opened() {
-        let (readable, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let directory = File::open(readable.path()).unwrap();
-        let Ok(rules) = FileRules::new([directory.as_fd()]) else {
+        let [readable, other, emptied] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let directory = |dir: &tempfile::TempDir| File::open(dir.path()).unwrap();
+        let (first, last) = (directory(&readable), directory(&emptied));
+        let Ok(rules) = FileRules::new([first.as_fd()], [last.as_fd()]) else {
             return skipped("the kernel has no Landlock");
         };
-        for dir in [&readable, &other] {
+        for dir in [&readable, &other, &emptied] {
             fs::write(dir.path().join("file"), "text").unwrap();
         }
         let refused = |result: std::io::Result<()>| result.unwrap_err().kind() == PermissionDenied;
@@ -70,6 +77,8 @@ mod tests {
             assert!(refused(fs::read(&theirs).map(drop)));
             assert!(refused(fs::write(&ours, "")) && refused(fs::write(&theirs, "")));
             assert!(refused(fs::remove_file(&ours)) && refused(fs::create_dir(other.path().join("new"))));
+            fs::remove_file(emptied.path().join("file")).unwrap();
+            assert!(refused(fs::write(emptied.path().join("file"), "")));
             assert!(refused(fs::read_dir("/").map(drop)));
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             TcpStream::connect(listener.local_addr().unwrap()).unwrap();

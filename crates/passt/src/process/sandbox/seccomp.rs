@@ -20,6 +20,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, apply_filter,
 };
+use sys::sockopt::SO_NETNS_COOKIE;
 use sys::stream::SIOCATMARK;
 
 /// The task of a thread.
@@ -33,6 +34,8 @@ pub(crate) enum Role {
     Opener = 4,
     /// Reads resolv.conf when it changes.
     Reader = 8,
+    /// Serves the clients of the API socket.
+    Api = 16,
 }
 
 // Sets of roles.
@@ -40,7 +43,8 @@ const PASTA: u8 = Role::Pasta as u8;
 const SHARD: u8 = PASTA | Role::Passt as u8;
 const OPENER: u8 = Role::Opener as u8;
 const READER: u8 = Role::Reader as u8;
-const ALL: u8 = SHARD | OPENER | READER;
+const API: u8 = Role::Api as u8;
+const ALL: u8 = SHARD | OPENER | READER | API;
 
 /// A system call that is allowed.
 struct Call {
@@ -103,7 +107,7 @@ const TABLE: &[Call] = &[
     call(libc::SYS_sched_yield,    ALL,            Any),                      // a lock that is held for a short time
     call(libc::SYS_rt_sigprocmask, ALL,            Any),                      // the end of a thread; abort(3)
     call(libc::SYS_sigaltstack,    ALL,            Any),                      // the end of a thread
-    call(libc::SYS_exit,           OPENER | READER, Any),                     // the end of a thread
+    call(libc::SYS_exit,           OPENER | READER | API, Any),               // the end of a thread
     call(libc::SYS_exit_group,     ALL,            Any),                      // the end of the process
 
     // Time and random numbers.
@@ -116,21 +120,21 @@ const TABLE: &[Call] = &[
     call(libc::SYS_fcntl,          ALL,            Any),                      // pipe lengths; copies of descriptors
 
     // The event loop.
-    call(libc::SYS_epoll_pwait,    SHARD,          Any),                      // waits
-    call(libc::SYS_epoll_pwait2,   SHARD,          Any),                      // waits, with a long timeout
-    call(libc::SYS_epoll_ctl,      SHARD,          Any),                      // sets the events to wait for
+    call(libc::SYS_epoll_pwait,    SHARD | API,    Any),                      // waits
+    call(libc::SYS_epoll_pwait2,   SHARD | API,    Any),                      // waits, with a long timeout
+    call(libc::SYS_epoll_ctl,      SHARD | API,    Any),                      // sets the events to wait for
 
     // The link and the sockets of flows.
-    call(libc::SYS_read,           SHARD | READER, Any),                      // frames, signals, timers; inotify, resolv.conf
+    call(libc::SYS_read,           SHARD | READER | API, Any),                // frames, signals, timers; inotify, resolv.conf; wake-ups
     call(libc::SYS_write,          ALL,            Any),                      // frames, captures; log lines, wake-ups
-    call(libc::SYS_recvfrom,       SHARD | OPENER, Any),                      // payload; answers of sock_diag
-    call(libc::SYS_recvmsg,        SHARD,          Any),                      // datagrams, with their destination
-    call(libc::SYS_sendto,         ALL,            Any),                      // payload; sock_diag; syslog
+    call(libc::SYS_recvfrom,       SHARD | OPENER | API, Any),                // payload; answers of sock_diag; requests
+    call(libc::SYS_recvmsg,        SHARD | API,    Any),                      // datagrams, with their destination; requests, with a descriptor
+    call(libc::SYS_sendto,         ALL,            Any),                      // payload; sock_diag; syslog; answers, events
     call(libc::SYS_sendmsg,        SHARD,          Any),                      // payload of several frames
     call(libc::SYS_sendmmsg,       SHARD,          Any),                      // datagrams, many at a time
     call(libc::SYS_splice,         PASTA,          Any),                      // local connections
     call(libc::SYS_pipe2,          PASTA,          Any),                      // pipes for local connections
-    call(libc::SYS_accept4,        SHARD,          Any),                      // forwarded ports, the control socket
+    call(libc::SYS_accept4,        SHARD | API,    Any),                      // forwarded ports, the control socket; API clients
     call(libc::SYS_eventfd2,       SHARD,          Any),                      // a reserve descriptor, for refusals
     call(libc::SYS_connect,        SHARD | OPENER, Any),                      // outgoing flows
     call(libc::SYS_shutdown,       SHARD,          Any),                      // half-close
@@ -147,22 +151,28 @@ const TABLE: &[Call] = &[
     call(libc::SYS_listen,         SHARD | OPENER, Any),                      // forwarded ports
     call(libc::SYS_setsockopt,     SHARD | OPENER, Any),
     call(libc::SYS_getsockopt,     SHARD | OPENER, Any),
+    call(libc::SYS_getsockopt,     API,            OneOf(2, &[SO_NETNS_COOKIE])), // where a client of the registry is
     call(libc::SYS_getsockname,    SHARD | OPENER, Any),                      // the port of a flow
 
     // Open files: the log (of all threads), captures, the command's status, /proc/net.
     call(libc::SYS_lseek,          ALL,            Any),                      // reads a file again from the start
     call(libc::SYS_statx,          PASTA,          Any),                      // file sizes
-    call(libc::SYS_fstat,          SHARD,          Any),                      // sizes of files and shared memory
+    call(libc::SYS_fstat,          SHARD | API,    Any),                      // sizes of files and shared memory; what a client hands over
     call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file still exists
     call(libc::SYS_pread64,        ALL,            Any),                      // moves the rest of a full log file
     call(libc::SYS_pwrite64,       ALL,            Any),                      // moves the rest of a full log file
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
     call(libc::SYS_ftruncate,      ALL,            Any),                      // room in the log file
 
+    // The registry. The folder is the only one within reach.
+    call(libc::SYS_unlinkat,       API,            Any),                      // removes the socket's file at the end
+
     // resolv.conf. The file is opened relative to directories that are kept open.
     call(libc::SYS_openat,         READER,         Within(2, TO_READ)),
     call(libc::SYS_readlinkat,     READER,         Any),
+    call(libc::SYS_clock_nanosleep, READER,        Any),                      // waits before it watches
     call(libc::SYS_inotify_add_watch, READER,      Any),
+    call(libc::SYS_fchdir,         READER,         Any),                      // the directory that is watched next
 
     // The last steps of the start, and the handling of the command.
     #[cfg(target_arch = "x86_64")]
@@ -237,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    const ROLES: [Role; 4] = [Role::Pasta, Role::Passt, Role::Opener, Role::Reader];
+    const ROLES: [Role; 5] = [Role::Pasta, Role::Passt, Role::Opener, Role::Reader, Role::Api];
 
     /// Executes one action on a thread with a filter. [`end`] starts this test in a separate process.
     #[test]
@@ -245,6 +255,19 @@ mod tests {
     fn child() {
         let (Ok(role), Ok(action)) = (env::var("SECCOMP_ROLE"), env::var("SECCOMP_ACTION")) else { return };
         let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).unwrap();
+        if action.starts_with("shrink") {
+            if action == "shrink" {
+                sys::heap::share();
+            }
+            // Memory of a thread with its own heap, if threads have their own.
+            let shrink = move || {
+                restrict(role).unwrap();
+                let blocks: Vec<Vec<u8>> = (0..200).map(|n| vec![n; 90 << 10]).collect();
+                drop(blocks);
+                std::process::exit(0);
+            };
+            return thread::spawn(shrink).join().unwrap();
+        }
         restrict(role).unwrap();
         match &*action {
             "abort" => std::process::abort(),
@@ -267,7 +290,8 @@ mod tests {
     fn end(role: Role, action: &str) -> Result<i32, i32> {
         let name = concat!(module_path!(), "::child").split_once("::").unwrap().1;
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", name, "--ignored"]);
+        // With one thread, libtest runs the test on the main thread.
+        command.args(["--exact", name, "--ignored", "--test-threads=1"]);
         command.env("SECCOMP_ROLE", format!("{role:?}")).env("SECCOMP_ACTION", action);
         let status = command.output().unwrap().status;
         status.code().ok_or_else(|| status.signal().unwrap())
@@ -280,7 +304,15 @@ mod tests {
             assert_eq!(end(role, "abort"), Err(libc::SIGABRT), "{role:?}");
             assert_eq!(end(role, "exit"), Ok(7), "{role:?}");
             assert_eq!(end(role, "allocate"), Ok(0), "{role:?}");
+            assert_eq!(end(role, "shrink"), Ok(0), "{role:?}");
         }
+    }
+
+    /// The reason for [`sys::heap::share`].
+    #[cfg(target_env = "gnu")]
+    #[test]
+    fn a_heap_of_a_thread_can_not_shrink() {
+        assert_eq!(end(Role::Api, "shrink alone"), Err(libc::SIGSYS));
     }
 
     #[test]

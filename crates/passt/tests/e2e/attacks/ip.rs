@@ -149,13 +149,13 @@ pub(super) const BYPASS: &[Attempt] = &[
     attempt("DNS by TCP", Reset, &["tcp", "-> 127.0.0.1:53 (rules by name: no other name service)"], |f| {
         f.tell("127.0.0.1:53", &[b"exfil"])
     }),
-    attempt("by UDP", Nothing, &["udp", "-> 127.0.0.1:7000", DENIED], |f| {
-        f.send_blindly("127.0.0.1:7000", b"exfil")
+    attempt("by UDP", Prohibited, &["udp", "-> 127.0.0.1:7000", DENIED], |f| {
+        f.send("127.0.0.1:7000", b"exfil")
     }),
-    attempt("by UDP and IPv6", Nothing, &["udp", "-> [::1]:7000", DENIED], |f| {
-        f.send_blindly("[::1]:7000", b"exfil")
+    attempt("by UDP and IPv6", Prohibited, &["udp", "-> [::1]:7000", DENIED], |f| {
+        f.send("[::1]:7000", b"exfil")
     }),
-    attempt("DNS", Nothing, &["udp", "-> 127.0.0.1:53 (rules by name: no other name service)"], |f| {
-        f.send_blindly("127.0.0.1:53", b"exfil")
+    attempt("DNS", Prohibited, &["udp", "-> 127.0.0.1:53 (rules by name: no other name service)"], |f| {
+        f.send("127.0.0.1:53", b"exfil")
     }),
 ];

@@ -25,7 +25,7 @@ pub(crate) const GUEST: u64 = 0x10_0000;
 pub(crate) const HEADER: usize = 12;
 /// Length of the memory for the rings of one queue, in bytes: descriptors, available ring, used ring.
 const RINGS: usize = 0x2_0000;
-const AVAILABLE: usize = 0x1_0000;
+pub(crate) const AVAILABLE: usize = 0x1_0000;
 const USED: usize = 0x1_4000;
 
 pub(crate) const NEXT: u16 = 1;
@@ -110,12 +110,12 @@ impl Memory {
 
 /// One queue, from the driver's side.
 pub(crate) struct Queue {
-    memory: Arc<Memory>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) index: usize,
     entries: u16,
     event_idx: bool,
     /// Offset of its rings in memory.
-    at: usize,
+    pub(crate) at: usize,
     /// Offset of its buffers, one per descriptor.
     buffers: usize,
     /// Length of each buffer, in bytes.
@@ -123,7 +123,8 @@ pub(crate) struct Queue {
     pub(crate) kick: EventFd,
     pub(crate) call: EventFd,
     pub(crate) error: EventFd,
-    available: u16,
+    /// The index of the available ring.
+    pub(crate) available: u16,
     seen: u16,
     free: Vec<u16>,
 }
@@ -267,42 +268,57 @@ impl Queue {
 
     /// Sends a frame of the guest. Returns false if no buffer is free.
     pub(crate) fn send(&mut self, header: [u8; HEADER], frame: &[u8]) -> bool {
-        if !self.has_room() {
-            return false;
-        }
-        let Some(index) = self.free.pop() else { return false };
-        let at = self.buffer_at(index);
-        self.memory.write(at, &header);
-        self.memory.write(at + HEADER, frame);
-        self.describe(index, GUEST + at as u64, (HEADER + frame.len()) as u32, 0, 0);
         let before = self.available;
-        self.offer(index);
+        let is_sent = self.has_room() && self.put(&[&header, frame]);
         self.kick_if_wanted(before);
+        is_sent
+    }
+
+    /// Makes a frame of the guest available, without a kick. `parts` are the header and the frame. Returns false if no
+    /// buffer is free.
+    pub(crate) fn put(&mut self, parts: &[&[u8]]) -> bool {
+        let Some(index) = self.free.pop() else { return false };
+        let (start, mut at) = (self.buffer_at(index), self.buffer_at(index));
+        for part in parts {
+            self.memory.write(at, part);
+            at += part.len();
+        }
+        self.describe(index, GUEST + start as u64, (at - start) as u32, 0, 0);
+        self.offer(index);
         true
     }
 
     /// The next frame to the guest, if there is one.
     pub(crate) fn receive(&mut self) -> Option<Frame> {
-        assert!(self.is_to_guest());
-        let (first, len) = self.take_used()?;
-        let mut bytes = self.take(first, len);
-        let rest = bytes.split_off(HEADER);
-        let header: [u8; HEADER] = bytes.try_into().unwrap();
-        let mut frame = Frame { header, bytes: rest };
-        for _ in 1..u16::from_le_bytes([header[10], header[11]]) {
-            // The back-end publishes all buffers of a frame together.
-            let (index, len) = self.take_used().unwrap();
-            frame.bytes.extend(self.take(index, len));
+        let mut bytes = Vec::new();
+        if !self.receive_into(&mut bytes) {
+            return None;
         }
         self.refill();
-        Some(frame)
+        let header = bytes.drain(..HEADER).collect::<Vec<u8>>().try_into().unwrap();
+        Some(Frame { header, bytes })
     }
 
-    fn take(&mut self, index: u16, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory.slice(self.buffer_at(index), len).copy_to(&mut bytes);
+    /// Replaces `bytes` by the header and the bytes of the next frame to the guest. Returns false if there is none. Its
+    /// buffers become available by [`Queue::refill`].
+    pub(crate) fn receive_into(&mut self, bytes: &mut Vec<u8>) -> bool {
+        assert!(self.is_to_guest());
+        bytes.clear();
+        let Some((first, len)) = self.take_used() else { return false };
+        self.take(first, len, bytes);
+        for _ in 1..u16::from_le_bytes([bytes[10], bytes[11]]) {
+            // The back-end publishes all buffers of a frame together.
+            let (index, len) = self.take_used().unwrap();
+            self.take(index, len, bytes);
+        }
+        true
+    }
+
+    fn take(&mut self, index: u16, len: usize, bytes: &mut Vec<u8>) {
+        let start = bytes.len();
+        bytes.resize(start + len, 0);
+        self.memory.slice(self.buffer_at(index), len).copy_to(&mut bytes[start..]);
         self.free.push(index);
-        bytes
     }
 
     /// Clears the rings, like a reset of the driver.
@@ -341,7 +357,7 @@ impl FrontEnd {
         front_end
     }
 
-    /// Connects to `path`, as soon as the back-end has finished with the previous front-end.
+    /// Connects to `path`, as soon as the back-end listens and has finished with the previous front-end.
     pub(crate) fn connect(path: &Path, driver: DriverConfig) -> Self {
         let queues = 2 * driver.pairs;
         let transmit = 70_000_usize.next_multiple_of(4096);
@@ -349,7 +365,8 @@ impl FrontEnd {
         let memory = Arc::new(Memory::new(queues * RINGS + driver.pairs * pair));
         let mut frontend = None;
         wait_until("another front-end is served", || {
-            let candidate = Frontend::from_stream(UnixStream::connect(path).unwrap(), queues as u64);
+            let Ok(stream) = UnixStream::connect(path) else { return false };
+            let candidate = Frontend::from_stream(stream, queues as u64);
             let served = candidate.get_features().is_ok();
             frontend = Some(candidate);
             served

@@ -11,6 +11,7 @@ mod program;
 mod raw;
 mod resolver;
 mod server;
+mod slirp;
 mod smol_guest;
 
 pub(crate) use capture::*;
@@ -23,6 +24,7 @@ pub(crate) use program::*;
 pub(crate) use raw::*;
 pub(crate) use resolver::*;
 pub(crate) use server::*;
+pub(crate) use slirp::*;
 pub(crate) use smol_guest::*;
 
 use std::io::Write;

@@ -5,9 +5,10 @@ use super::{PATIENCE, wait_until};
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self};
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock};
 
@@ -51,19 +52,24 @@ impl Running {
     /// Waits until the command has ended. The wait is bounded, because every command runs under `timeout`.
     pub(crate) fn wait(mut self) -> Finished {
         let status = self.child.wait().unwrap();
-        let end = Finished { status, stdout: contents(&mut self.stdout), stderr: contents(&mut self.stderr) };
+        let end = Finished { status, stdout: contents(&self.stdout), stderr: contents(&self.stderr) };
         assert_ne!(end.code(), 128 + 31, "killed by the seccomp filter (SIGSYS): {end:?}");
         end
     }
 
+    /// Whether the command has not ended yet.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// The standard output so far.
-    pub(crate) fn stdout(&mut self) -> String {
-        contents(&mut self.stdout)
+    pub(crate) fn stdout(&self) -> String {
+        contents(&self.stdout)
     }
 
     /// The standard error so far.
-    pub(crate) fn stderr(&mut self) -> String {
-        contents(&mut self.stderr)
+    pub(crate) fn stderr(&self) -> String {
+        contents(&self.stderr)
     }
 
     /// Waits until the standard output contains `text`, and returns all of it.
@@ -73,15 +79,15 @@ impl Running {
             all = self.stdout();
             all.contains(text) || self.child.try_wait().unwrap().is_some()
         });
-        assert!(all.contains(text), "ended without {text:?}: {all:?}, {:?}", contents(&mut self.stderr));
+        assert!(all.contains(text), "ended without {text:?}: {all:?}, {:?}", contents(&self.stderr));
         all
     }
 }
 
-fn contents(file: &mut File) -> String {
-    let mut bytes = Vec::new();
-    file.rewind().unwrap();
-    file.read_to_end(&mut bytes).unwrap();
+/// What was written to a file so far. The command writes at the file's offset, which must not be moved.
+fn contents(file: &File) -> String {
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -97,10 +103,13 @@ impl Ns {
 
     /// A command `argv` inside the namespace, without a time limit.
     pub(crate) fn bare_command(&self, argv: &[&str]) -> Command {
-        let mut command = Command::new(&self.enter[0]);
-        command.args(&self.enter[1..]).args(argv);
+        // A shell's background job ignores SIGINT. The programs would inherit this, and nsenter could not end as the
+        // program under test has ended.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,QUIT,HUP,TERM").args(&self.enter).args(argv);
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/bin:/bin";
-        command.env("PATH", path).env("LC_ALL", "C");
+        // Without this folder, the program under test makes no socket by which pesto of the machine would find it.
+        command.env("PATH", path).env("LC_ALL", "C").env_remove("XDG_RUNTIME_DIR");
         command
     }
 

@@ -86,6 +86,22 @@ pub(crate) fn runs(host: &Ns, pid: u32) -> bool {
     stat.status.success() && !stat.stdout.rsplit(')').next().unwrap().trim_start().starts_with('Z')
 }
 
+/// Waits until the program makes no system call for three seconds.
+pub(crate) fn expect_idle(net: &Net, pasta: &Daemon<'_>) {
+    // The guest's kernel sends a few frames after an interface has come up.
+    let file = net.path("strace");
+    let mut calls = String::new();
+    for _ in 0..10 {
+        net.host.sh(&format!("timeout 3 strace -f -o {file} -p {} || [ $? = 124 ]", pasta.pid));
+        calls = std::fs::read_to_string(&file).unwrap();
+        calls = calls.lines().filter(|l| !l.contains("resumed")).map(|l| format!("{l}\n")).collect();
+        if calls.lines().all(|line| line.ends_with("<unfinished ...>") || line.ends_with("<detached ...>")) {
+            return;
+        }
+    }
+    panic!("never idle for three seconds:\n{calls}");
+}
+
 impl Net {
     /// The words that must precede a command, so that it runs as the test's user.
     pub(crate) fn as_user(&self) -> Vec<String> {
@@ -146,6 +162,12 @@ impl Net {
     pub(crate) fn pasta_lacking(&self, feature: &str, args: &[&str]) -> Daemon<'_> {
         let all = [&["--config-net"], args, &["--netns", "/run/netns/guest"]].concat();
         self.daemon_with(&["env", &format!("PASST_TEST_MISSING={feature}")], &all)
+    }
+
+    /// Like [`Net::pasta`], but with the folder `runtime` for sockets by which pesto finds the program.
+    pub(crate) fn pasta_found_in(&self, runtime: &str, args: &[&str]) -> Daemon<'_> {
+        let all = [&["--config-net"], args, &["--netns", "/run/netns/guest"]].concat();
+        self.daemon_with(&["env", &format!("XDG_RUNTIME_DIR={runtime}")], &all)
     }
 
     /// Starts the program, which must go to the background by itself.

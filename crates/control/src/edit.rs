@@ -1,4 +1,5 @@
-//! Edits the announced tables, in the order of the options (behaviour §8.9).
+//! Edits announced tables, in the order of the changes (behaviour §8.9). `pesto` uses this for its options, and the
+//! server for requests at its API socket.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -6,14 +7,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use engine::forward::spec::{self, Context, Direction, Spec};
 use engine::forward::{Enabled, Listen, PortRange, Protocol, Rule, Table};
 
-use control::message::{Announced, Capabilities, Pif};
+use crate::message::{Announced, Capabilities, Pif};
 
-/// The change that an option requests.
+/// A change of the tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Add the rules of options that follow.
+pub enum Change {
+    /// Add the rules of changes that follow.
     Add,
-    /// Delete the rules of options that follow.
+    /// Delete the rules of changes that follow.
     Delete,
     /// Delete all rules of the table with this name.
     Clear(String),
@@ -40,7 +41,8 @@ enum Mode {
 }
 
 /// Edits tables.
-pub(super) struct Editor {
+#[derive(Debug)]
+pub struct Editor {
     tables: Vec<Announced>,
     mode: Mode,
     /// Tables that [`Mode::Replace`] has cleared.
@@ -51,17 +53,20 @@ pub(super) struct Editor {
 
 impl Editor {
     /// Starts with the announced tables. `all` and `auto` exclude the `ephemeral` ports.
-    pub(super) fn new(tables: Vec<Announced>, ephemeral: PortRange) -> Self {
+    #[must_use]
+    pub fn new(tables: Vec<Announced>, ephemeral: PortRange) -> Self {
         Self { tables, mode: Mode::Replace, cleared: HashSet::new(), ephemeral, warnings: Vec::new() }
     }
 
     /// Warnings about the changes so far.
-    pub(super) fn warnings(&self) -> &[String] {
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
     /// The edited tables.
-    pub(super) fn finish(self) -> Vec<Announced> {
+    #[must_use]
+    pub fn finish(self) -> Vec<Announced> {
         self.tables
     }
 
@@ -69,7 +74,7 @@ impl Editor {
     ///
     /// # Errors
     /// A message for the user, with the text of the C implementation.
-    pub(super) fn apply(&mut self, change: &Change) -> Result<(), String> {
+    pub fn apply(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::Add => self.mode = Mode::Add,
             Change::Delete => self.mode = Mode::Delete,

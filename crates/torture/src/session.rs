@@ -1,0 +1,305 @@
+//! One session: pasta with a command, all kinds of traffic and of clients, at most one fault, and the end by SIGTERM.
+
+mod clients;
+mod datagrams;
+pub(crate) mod flow;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Site;
+use crate::net::{HOST, Net, PEER, Place, RESOLVER};
+use crate::trace::{Descriptors, Task, Tracee};
+use flow::{End, Report, Reports, Work};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// Maximum time until the descriptors of ended flows are closed.
+const REST: Duration = Duration::from_secs(10);
+/// How long the process is watched at rest.
+const IDLE: Duration = Duration::from_millis(700);
+/// Maximum time from SIGTERM to the end.
+const QUIT: Duration = Duration::from_secs(6);
+
+/// The ports of each group of TCP connections: its server's.
+pub(crate) const PORTS: [(&str, u16); 5] =
+    [("out", 7001), ("in", 8001), ("bypass-out", 7005), ("bypass-in", 8003), ("new-rule", 8010)];
+const UDP_OUT: u16 = 7004;
+const UDP_IN: u16 = 8002;
+const UDP_BYPASS_OUT: u16 = 7006;
+
+/// What happened in a session.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Outcome {
+    /// The fault was injected.
+    pub(crate) hit: bool,
+    /// The ports of the socket that was hit.
+    pub(crate) ports: Vec<u16>,
+    /// How flows ended during which the fault happened.
+    pub(crate) flows: Vec<Report>,
+    /// How flows ended that began afterwards.
+    pub(crate) later: Vec<Report>,
+    /// Open descriptors at rest, by kind.
+    pub(crate) descriptors: BTreeMap<String, usize>,
+    /// CPU time of the process at rest, in ticks of 10 ms.
+    pub(crate) ticks: u64,
+    /// Number of times that its threads have waited, at rest.
+    pub(crate) waits: u64,
+    /// The lines of the log.
+    pub(crate) log: Vec<String>,
+    /// The exit status. `None`: it did not end.
+    pub(crate) status: Option<i32>,
+    /// The first SIGTERM had no effect.
+    pub(crate) asked_twice: bool,
+    /// It ended before SIGTERM.
+    pub(crate) ended_early: bool,
+    /// Number of calls at each place, if the session is recorded.
+    pub(crate) counts: Vec<(Site, u64)>,
+}
+
+/// Runs a session with the programs in this folder. `limits` are the numbers of descriptors below which the process is
+/// at rest.
+pub(crate) fn run(programs: &Path, task: Task, limits: &BTreeMap<String, usize>) -> anyhow::Result<Outcome> {
+    let net = Net::new()?;
+    let record = matches!(task, Task::Record);
+    let ready = net.dir.join("ready");
+    let tracee = Tracee::start(command(programs, &net)?, ready, task)?;
+    let guest = Place::of(format!("/proc/{}/ns/net", child(tracee.pid)?))?;
+    let session = Session { net, guest, pesto: programs.join("pesto"), reports: Reports::default() };
+    session.start_servers()?;
+    session.traffic()?;
+    let mut outcome = Outcome { flows: session.reports.take(), ..Outcome::default() };
+    if tracee.seen().status.is_none() {
+        session.short_traffic()?;
+        outcome.later = session.reports.take();
+        rest(tracee.pid, limits, &mut outcome)?;
+    }
+    outcome.ended_early = tracee.seen().status.is_some();
+    if !outcome.ended_early {
+        kill(Pid::from_raw(tracee.pid), Signal::SIGTERM)?;
+        outcome.asked_twice = !tracee.wait(QUIT);
+        if outcome.asked_twice {
+            kill(Pid::from_raw(tracee.pid), Signal::SIGTERM)?;
+            tracee.wait(QUIT);
+        }
+    }
+    let seen = tracee.seen();
+    outcome.status = seen.status;
+    outcome.hit = seen.hit.is_some();
+    outcome.ports = seen.hit.map(|hit| hit.ports).unwrap_or_default();
+    if record {
+        outcome.counts = seen.counts.into_iter().collect();
+    }
+    let log = fs::read_to_string(session.net.dir.join("pasta.log")).unwrap_or_default();
+    outcome.log = log.lines().map(str::to_owned).collect();
+    Ok(outcome)
+}
+
+fn command(programs: &Path, net: &Net) -> anyhow::Result<Command> {
+    let pasta = programs.join("pasta");
+    anyhow::ensure!(pasta.exists(), "{} does not exist: build it", pasta.display());
+    let (ready, in_dir) = (net.dir.join("ready"), |name: &str| net.dir.join(name).display().to_string());
+    let mut command = Command::new(pasta);
+    command.args([
+        "--config-net",
+        "--foreground",
+        "-t",
+        "8001,8003",
+        "-u",
+        "8002",
+        "-T",
+        "7005",
+        "-U",
+        "7006",
+    ]);
+    command.args(["--dns-forward", &RESOLVER.to_string(), "--allow", "all"]);
+    command.args(["--conf-path", &in_dir("conf"), "--api-socket", &in_dir("api")]);
+    command.args(["--log-file", &in_dir("pasta.log"), "--flow-log", &in_dir("flows.log")]);
+    command.args(["--", "sh", "-c", &format!("echo >{}; exec sleep 1000", ready.display())]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(fs::File::create(net.dir.join("stderr.log"))?);
+    Ok(command)
+}
+
+/// The command that pasta has started.
+fn child(pid: i32) -> anyhow::Result<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    list.split_whitespace().next().and_then(|word| word.parse().ok()).context("pasta has no child")
+}
+
+struct Session {
+    net: Net,
+    guest: Place,
+    pesto: PathBuf,
+    reports: Reports,
+}
+
+impl Session {
+    fn start_servers(&self) -> anyhow::Result<()> {
+        let tcp = [
+            (&self.net.peer, PEER),
+            (&self.guest, ANY),
+            (&self.net.host, LOOPBACK),
+            (&self.guest, ANY),
+            (&self.guest, ANY),
+        ];
+        for ((place, address), (group, port)) in tcp.into_iter().zip(PORTS) {
+            flow::serve(place, (address, port).into(), group, &self.reports)?;
+        }
+        datagrams::echo(&self.net.peer, (PEER, UDP_OUT).into())?;
+        datagrams::echo(&self.guest, (ANY, UDP_IN).into())?;
+        datagrams::echo(&self.net.host, (LOOPBACK, UDP_BYPASS_OUT).into())?;
+        datagrams::resolver(&self.net.peer, (PEER, 53).into())
+    }
+
+    /// The client's namespace and the server's address, of each group of TCP connections.
+    fn tcp(&self) -> impl Iterator<Item = (&'static str, &Place, SocketAddr)> {
+        let clients = [
+            (&self.guest, PEER),
+            (&self.net.peer, HOST),
+            (&self.guest, LOOPBACK),
+            (&self.net.host, LOOPBACK),
+            (&self.net.peer, HOST),
+        ];
+        clients.into_iter().zip(PORTS).map(|((place, to), (group, port))| (group, place, (to, port).into()))
+    }
+
+    fn client(&self, group: &'static str, place: &Place, work: impl Fn() -> End + Send + 'static) -> Running {
+        let reports = self.reports.clone();
+        place.spawn(move || reports.add(group, work()))
+    }
+
+    /// All traffic, at once.
+    fn traffic(&self) -> anyhow::Result<()> {
+        const BULK: Work = Work::Bulk { up: 3 << 20, down: 3 << 20 };
+        let mut running = Vec::new();
+        for (group, place, to) in self.tcp().filter(|(group, ..)| *group != "new-rule") {
+            running.push(self.client(group, place, move || flow::client(to, Work::Paced)));
+            running.push(self.client(group, place, move || flow::client(to, BULK)));
+            let reports = self.reports.clone();
+            running.push(place.spawn(move || {
+                for number in 0..15 {
+                    let work = Work::Bulk { up: 50 + number * 200, down: 3000 - number * 199 };
+                    reports.add(group, flow::client(to, work));
+                }
+            }));
+        }
+        running.extend(self.datagrams());
+        running.push(self.clients()?);
+        join(running)
+    }
+
+    fn datagrams(&self) -> Vec<Running> {
+        vec![
+            self.client("udp-out", &self.guest, || datagrams::exchange((PEER, UDP_OUT).into())),
+            self.client("udp-in", &self.net.peer, || datagrams::exchange((HOST, UDP_IN).into())),
+            self.client("udp-bypass-out", &self.guest, || {
+                datagrams::exchange((LOOPBACK, UDP_BYPASS_OUT).into())
+            }),
+            self.client("udp-bypass-in", &self.net.host, || datagrams::exchange((LOOPBACK, UDP_IN).into())),
+            self.client("ping", &self.guest, || datagrams::ping(PEER)),
+            self.client("dns", &self.guest, || datagrams::ask(RESOLVER)),
+            self.client("dns-tcp", &self.guest, || datagrams::ask_by_tcp(RESOLVER)),
+        ]
+    }
+
+    /// Clients of the control socket and of the API socket, one after the other, and a new resolv.conf.
+    fn clients(&self) -> anyhow::Result<Running> {
+        self.net.set_resolvers("nameserver 198.51.100.3\nnameserver 198.51.100.1\n")?;
+        let (reports, pesto, dir) = (self.reports.clone(), self.pesto.clone(), self.net.dir.clone());
+        let (peer, host) = (self.net.peer.clone(), self.net.host.clone());
+        Ok(host.spawn(move || {
+            let (conf, api) = (dir.join("conf"), dir.join("api"));
+            reports.add("api", clients::api(&api));
+            // A command that fails is repeated once, as its user would do.
+            let repeated = |arguments: &[&str]| match clients::pesto(&pesto, arguments, &conf) {
+                End::Ended(error) => {
+                    reports.add("pesto", End::Ended(error));
+                    clients::pesto(&pesto, arguments, &conf)
+                }
+                end => end,
+            };
+            let added = repeated(&["-A", "-t", "8010"]);
+            let opened = added == End::Whole;
+            reports.add("pesto", added);
+            if opened {
+                let work = Work::Bulk { up: 1000, down: 1000 };
+                let reached = peer.run(move || flow::client((HOST, 8010).into(), work));
+                reports.add("new-rule", reached.unwrap_or_else(|error| End::Ended(error.to_string())));
+            }
+            reports.add("pesto", repeated(&["-D", "-t", "8010"]));
+        }))
+    }
+
+    /// One flow of each group, to see whether everything works.
+    fn short_traffic(&self) -> anyhow::Result<()> {
+        const SHORT: Work = Work::Bulk { up: 100_000, down: 100_000 };
+        let mut running = self.datagrams();
+        for (group, place, to) in self.tcp().filter(|(group, ..)| *group != "new-rule") {
+            running.push(self.client(group, place, move || flow::client(to, SHORT)));
+        }
+        let api = self.net.dir.join("api");
+        running.push(self.client("api", &self.net.host, move || clients::api(&api)));
+        join(running)
+    }
+}
+
+type Running = JoinHandle<anyhow::Result<()>>;
+
+fn join(running: Vec<Running>) -> anyhow::Result<()> {
+    for thread in running {
+        if thread.join().is_err() {
+            bail!("a thread of the session panicked");
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the descriptors of ended flows are closed, and measures the process at rest.
+fn rest(pid: i32, limits: &BTreeMap<String, usize>, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let Ok(descriptors) = Descriptors::of(pid) else { return Ok(()) };
+    let end = Instant::now() + REST;
+    loop {
+        let before = std::mem::take(&mut outcome.descriptors);
+        let start = work(pid);
+        std::thread::sleep(IDLE);
+        let idle = work(pid);
+        outcome.ticks = idle.0.saturating_sub(start.0);
+        outcome.waits = idle.1.saturating_sub(start.1);
+        outcome.descriptors = descriptors.count();
+        let few = |(kind, count): (&String, &usize)| *count <= limits.get(kind).copied().unwrap_or(0);
+        let rests = outcome.descriptors.iter().all(few) || limits.is_empty() && before == outcome.descriptors;
+        if rests && !is_busy(outcome) || Instant::now() > end {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether a process uses so much time at rest that it may be in a loop.
+pub(crate) const fn is_busy(outcome: &Outcome) -> bool {
+    outcome.ticks > 20 || outcome.waits > 300
+}
+
+/// CPU time of a process in ticks, and how often its threads have waited.
+fn work(pid: i32) -> (u64, u64) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let field = |at: usize| fields.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    let mut waits = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        waits += line.and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0);
+    }
+    (field(11) + field(12), waits)
+}

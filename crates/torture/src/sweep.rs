@@ -1,0 +1,170 @@
+//! The sweep: records the calls of a session, makes the cells, runs a session for each, and sums up.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::errnos;
+use crate::fault::{Cell, Site};
+use crate::session::{self, Outcome};
+use crate::table;
+use crate::trace::Task;
+use crate::verdict::{Baseline, Row, Verdict, Wrong};
+
+/// Number of sessions without a fault.
+const CLEAN: usize = 4;
+/// Maximum time of one session, in seconds.
+const PATIENCE: &str = "120";
+/// A place that a session reaches less often is hit only the first time.
+const OFTEN: u64 = 4;
+/// Number of cells of a sample.
+const SAMPLE: usize = 24;
+
+/// What to run.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    /// `--sample`.
+    pub(crate) sample: bool,
+    /// `--list`.
+    pub(crate) list: bool,
+    /// `--only`.
+    pub(crate) only: String,
+    /// `--jobs`.
+    pub(crate) jobs: usize,
+    /// `--table`.
+    pub(crate) table: Option<PathBuf>,
+}
+
+/// A session, as it is requested from a process in new namespaces.
+#[derive(Deserialize, Serialize)]
+struct Request {
+    programs: PathBuf,
+    record: bool,
+    cell: Option<Cell>,
+    limits: BTreeMap<String, usize>,
+}
+
+/// Runs the requested session in this process, which is in new namespaces.
+pub(crate) fn inside(request: &str) -> anyhow::Result<Outcome> {
+    let request: Request = serde_json::from_str(request)?;
+    let task = match (request.cell, request.record) {
+        (Some(cell), _) => Task::Inject(cell),
+        (None, true) => Task::Record,
+        (None, false) => Task::Nothing,
+    };
+    session::run(&request.programs, task, &request.limits)
+}
+
+/// Runs a session in new namespaces.
+fn session(request: &Request) -> anyhow::Result<Outcome> {
+    let output = Command::new("timeout")
+        .args(["-k", "1", PATIENCE, "unshare"])
+        .args(["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+        .arg(std::env::current_exe()?)
+        .args(["--inside", &serde_json::to_string(request)?])
+        .output()
+        .context("can't run timeout and unshare (coreutils, util-linux)")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "a session failed: {} {}", output.status, text.trim());
+    serde_json::from_slice(&output.stdout).context("the session's outcome can't be read")
+}
+
+/// Runs the sweep. Returns whether nothing was lost.
+pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
+    let start = Instant::now();
+    let request = |record, cell, limits| Request { programs: programs.to_owned(), record, cell, limits };
+    let recorded = session(&request(true, None, BTreeMap::new()))?;
+    let cells = cells(&recorded.counts, options);
+    if options.list {
+        cells.iter().for_each(|cell| println!("{cell}"));
+        println!("{} places, {} cells", recorded.counts.len(), cells.len());
+        return Ok(true);
+    }
+    let clean: anyhow::Result<Vec<Outcome>> =
+        (0..CLEAN).map(|_| session(&request(false, None, BTreeMap::new()))).collect();
+    let mut outcomes = clean?;
+    outcomes.push(recorded);
+    let baseline = Baseline::of(&outcomes)?;
+
+    let run_cell = |cell: &Cell| {
+        let outcome = session(&request(false, Some(cell.clone()), baseline.descriptors.clone()))?;
+        anyhow::Ok(outcome.hit.then(|| baseline.judge(cell, &outcome)))
+    };
+    let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let row = judge_twice(cell, &run_cell);
+                    report(&row);
+                    rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
+                }
+            });
+        }
+    });
+    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rows.sort_by(|a, b| a.cell.cmp(&b.cell));
+    let summary = table::Summary::of(&rows);
+    println!("{summary} in {} s", start.elapsed().as_secs());
+    if let Some(path) = &options.table {
+        std::fs::write(path, table::draw(&rows, &summary)).context("can't write the table")?;
+    }
+    Ok(summary.is_clean())
+}
+
+/// Runs a cell, and again if something is wrong: a machine under load can be slow.
+fn judge_twice(cell: &Cell, run: &impl Fn(&Cell) -> anyhow::Result<Option<Verdict>>) -> Row {
+    let attempt = || {
+        run(cell).unwrap_or_else(|error| {
+            let wrong = [(Wrong::Hang, format!("{error:#}"))].into();
+            Some(Verdict { wrong, ..Verdict::default() })
+        })
+    };
+    let first = attempt();
+    let is_wrong =
+        |verdict: &Option<Verdict>| verdict.as_ref().is_some_and(|verdict| !verdict.wrong.is_empty());
+    if first.is_some() && !is_wrong(&first) {
+        return Row { cell: cell.clone(), verdict: first, once: None };
+    }
+    let second = attempt();
+    match (is_wrong(&first), is_wrong(&second)) {
+        (true, false) => Row { cell: cell.clone(), verdict: second, once: first },
+        (true, true) => Row { cell: cell.clone(), verdict: first, once: None },
+        _ => Row { cell: cell.clone(), verdict: second, once: None },
+    }
+}
+
+fn report(row: &Row) {
+    match (&row.verdict, &row.once) {
+        (Some(verdict), Some(once)) => println!("{}: {verdict} (once: {once})", row.cell),
+        (Some(verdict), None) => println!("{}: {verdict}", row.cell),
+        (None, _) => println!("{}: not reached", row.cell),
+    }
+}
+
+fn cells(counts: &[(Site, u64)], options: &Options) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for (site, count) in counts {
+        let numbers: &[u64] = if *count < OFTEN { &[1] } else { &[1, *count / 2] };
+        for fault in errnos::faults(site) {
+            cells.extend(numbers.iter().map(|n| Cell {
+                site: site.clone(),
+                number: *n,
+                fault: fault.clone(),
+            }));
+        }
+    }
+    cells.retain(|cell| cell.to_string().contains(&options.only));
+    if options.sample {
+        let step = (cells.len() / SAMPLE).max(1);
+        cells = cells.into_iter().step_by(step).collect();
+    }
+    cells
+}

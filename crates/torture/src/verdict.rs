@@ -1,0 +1,239 @@
+//! What a session's outcome means.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::exceptions;
+use crate::fault::Cell;
+use crate::session::flow::{End, Report};
+use crate::session::{Outcome, PORTS, is_busy};
+use crate::trace::UNUSED;
+
+/// How many more lines the log may have than without a fault.
+const LINES: usize = 3;
+
+/// How many descriptors of pipes more may be kept than without a fault: those of the other connections.
+const PIPES: usize = 6;
+
+/// Sessions without a fault.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Baseline {
+    /// The largest number of descriptors of each kind, at rest.
+    pub(crate) descriptors: BTreeMap<String, usize>,
+    /// The largest number of log lines.
+    pub(crate) lines: usize,
+    /// The exit status.
+    pub(crate) status: i32,
+}
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wrong {
+    /// The process ended.
+    Exit,
+    /// A flow ended that had nothing to do with the fault, or more than one did.
+    Loss,
+    /// A flow neither goes on nor ends.
+    Hang,
+    /// Bytes are wrong or missing.
+    Corruption,
+    /// Flows that begin later do not work.
+    Later,
+    /// Descriptors stay open.
+    Leak,
+    /// The process is busy at rest.
+    Spin,
+    /// The log has many lines.
+    Flood,
+    /// The exit status is another one, or the process does not end.
+    Status,
+}
+
+/// The result of one cell.
+pub(crate) struct Row {
+    /// The cell.
+    pub(crate) cell: Cell,
+    /// The verdict. `None`: the session did not make the call.
+    pub(crate) verdict: Option<Verdict>,
+    /// The first verdict, if it was worse than a second one.
+    pub(crate) once: Option<Verdict>,
+}
+
+/// The verdict about one cell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// What is wrong; empty: nothing.
+    pub(crate) wrong: BTreeMap<Wrong, String>,
+    /// Flows that the fault ended, as it may.
+    pub(crate) ended: usize,
+    /// The first SIGTERM had no effect.
+    pub(crate) asked_twice: bool,
+    /// Why something was lost, and nothing is wrong.
+    pub(crate) excepted: Option<&'static str>,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words: Vec<String> =
+            self.wrong.iter().map(|(wrong, why)| format!("{wrong:?}: {why}")).collect();
+        if let Some(reason) = self.excepted {
+            words.push(format!("exception: {reason}"));
+        }
+        if words.is_empty() {
+            words.push(if self.ended == 0 { "nothing lost" } else { "the flow ended" }.to_owned());
+        }
+        if self.asked_twice {
+            words.push("ended after a second SIGTERM".to_owned());
+        }
+        f.write_str(&words.join("; "))
+    }
+}
+
+impl Baseline {
+    /// The baseline of these sessions.
+    ///
+    /// # Errors
+    /// A session without a fault went wrong.
+    pub(crate) fn of(outcomes: &[Outcome]) -> anyhow::Result<Self> {
+        let mut baseline = Self::default();
+        for outcome in outcomes {
+            let all = outcome.flows.iter().chain(&outcome.later);
+            let lost: Vec<&Report> = all.filter(|report| report.end != End::Whole).collect();
+            anyhow::ensure!(
+                !outcome.ended_early && lost.is_empty(),
+                "without a fault: {lost:?} {:?}",
+                outcome.log
+            );
+            let status = outcome.status.ok_or_else(|| anyhow::anyhow!("without a fault: no end"))?;
+            baseline.status = status;
+            baseline.lines = baseline.lines.max(outcome.log.len());
+            for (kind, count) in &outcome.descriptors {
+                let known = baseline.descriptors.entry(kind.clone()).or_insert(0);
+                *known = (*known).max(*count);
+            }
+        }
+        Ok(baseline)
+    }
+
+    /// Judges the outcome of a cell.
+    pub(crate) fn judge(&self, cell: &Cell, outcome: &Outcome) -> Verdict {
+        let verdict = self.judge_strictly(cell, outcome);
+        match exceptions::reason(cell) {
+            // No exception permits the end of the process.
+            Some(reason) if !verdict.wrong.is_empty() && !outcome.ended_early => {
+                Verdict { wrong: BTreeMap::new(), excepted: Some(reason), ..verdict }
+            }
+            _ => verdict,
+        }
+    }
+
+    fn judge_strictly(&self, cell: &Cell, outcome: &Outcome) -> Verdict {
+        let mut wrong = BTreeMap::new();
+        if outcome.ended_early {
+            let last = outcome.log.last().map_or("", |line| line.as_str());
+            wrong.insert(Wrong::Exit, format!("status {:?}: {last}", outcome.status));
+            return Verdict { wrong, ..Verdict::default() };
+        }
+        let ended = judge_flows(cell, outcome, &mut wrong);
+        let later: Vec<&Report> = outcome.later.iter().filter(|report| report.end != End::Whole).collect();
+        if let Some(first) = later.first() {
+            wrong.insert(Wrong::Later, show(first));
+        }
+        let more = |(kind, count): (&String, &usize)| {
+            let known = self.descriptors.get(kind).copied().unwrap_or(0);
+            // How many unused sockets the opener has made depends on how many connections used one.
+            // Unused pipes are kept.
+            let more = match kind.as_str() {
+                UNUSED => ended,
+                "pipe" => PIPES,
+                _ => 0,
+            };
+            let known = known + more;
+            (*count > known).then(|| format!("{count} {kind}, not {known}"))
+        };
+        let leaks: Vec<String> = outcome.descriptors.iter().filter_map(more).collect();
+        if !leaks.is_empty() {
+            wrong.insert(Wrong::Leak, leaks.join(", "));
+        }
+        if is_busy(outcome) {
+            wrong.insert(Wrong::Spin, format!("{} ticks, {} waits", outcome.ticks, outcome.waits));
+        }
+        if outcome.log.len() > self.lines + LINES {
+            let last = outcome.log.last().map_or("", |line| line.as_str());
+            wrong.insert(Wrong::Flood, format!("{} lines: {last}", outcome.log.len()));
+        }
+        if outcome.status != Some(self.status) {
+            wrong.insert(Wrong::Status, format!("{:?}", outcome.status));
+        }
+        Verdict { wrong, ended, asked_twice: outcome.asked_twice, excepted: None }
+    }
+}
+
+/// Returns how many flows ended as they may.
+fn judge_flows(cell: &Cell, outcome: &Outcome, wrong: &mut BTreeMap<Wrong, String>) -> usize {
+    let mut ended: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    for report in &outcome.flows {
+        match &report.end {
+            End::Whole => {}
+            End::Ended(_) => {
+                ended.entry(&report.group).or_default()[usize::from(report.by_server)] += 1;
+            }
+            End::Hung(_) => drop(wrong.insert(Wrong::Hang, show(report))),
+            End::Corrupt(_) => drop(wrong.insert(Wrong::Corruption, show(report))),
+        }
+    }
+    let number = ended.values().map(|ends| ends[0].max(ends[1])).sum();
+    let touched = touched(cell, outcome);
+    let allowed =
+        number <= 1 && touched.is_some_and(|groups| ended.keys().all(|group| groups.contains(group)));
+    if number > 0 && !allowed {
+        let is_end = |report: &&Report| matches!(report.end, End::Ended(_));
+        let first = outcome.flows.iter().find(is_end).map(show).unwrap_or_default();
+        wrong.insert(Wrong::Loss, format!("{number} flows, one is {first}"));
+    }
+    number
+}
+
+/// The groups of which one flow may end.
+fn touched<'a>(cell: &Cell, outcome: &Outcome) -> Option<BTreeSet<&'a str>> {
+    if cell.is_harmless() {
+        return None;
+    }
+    let words: Vec<&str> = cell.site.object.split(' ').collect();
+    let has = |kind: &str| words.contains(&kind);
+    let mut groups: BTreeSet<&str> = BTreeSet::new();
+    if has("tcp") {
+        let by_port = PORTS.iter().filter(|(_, port)| outcome.ports.contains(port));
+        groups.extend(by_port.map(|(group, _)| *group));
+        if outcome.ports.contains(&53) {
+            groups.insert("dns-tcp");
+        }
+        // A new socket. Sockets of new rules are among them: the client of the control socket gets an error.
+        if groups.is_empty() {
+            groups.extend(PORTS.map(|(group, _)| group));
+            groups.extend(["dns-tcp", "pesto"]);
+        }
+    }
+    // The client of the control socket gets an error.
+    if cell.site.call == "listen" {
+        groups.insert("pesto");
+    }
+    // The client of the control socket gets a remark.
+    if cell.site.call == "epoll_ctl" && has("tcp-listener") {
+        groups.insert("new-rule");
+    }
+    if has("unix") {
+        groups.extend(["api", "pesto"]);
+    }
+    // A new socket or pipe, for some flow.
+    if has("stream") || cell.site.call == "pipe2" {
+        groups.extend(PORTS.map(|(group, _)| group));
+        groups.extend(["dns-tcp", "pesto"]);
+    }
+    Some(groups)
+}
+
+fn show(report: &Report) -> String {
+    let side = if report.by_server { "server" } else { "client" };
+    format!("{} ({side}): {:?}", report.group, report.end)
+}
