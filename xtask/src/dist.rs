@@ -12,6 +12,7 @@ mod programs;
 mod rpm;
 mod tool;
 mod tree;
+mod twice;
 
 use std::path::{Path, PathBuf};
 
@@ -48,6 +49,12 @@ enum Kind {
 /// All kinds, and their names.
 const KINDS: [(&str, Kind); 3] = [("deb", Kind::Deb), ("rpm", Kind::Rpm), ("static", Kind::Static)];
 
+impl Kind {
+    fn name(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// What to make.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
@@ -56,11 +63,13 @@ pub(crate) struct Options {
     kinds: Vec<Kind>,
     /// The target of the static programs, unless it is that of this machine.
     target: Option<String>,
+    /// Make the packages twice, and compare them.
+    twice: bool,
 }
 
 /// Parses the arguments of `dist`.
 pub(crate) fn options(arguments: &[&str]) -> anyhow::Result<Options> {
-    let (mut folder, mut only, mut target) = (None, None, None);
+    let (mut folder, mut only, mut target, mut twice) = (None, None, None, false);
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match *argument {
@@ -70,6 +79,7 @@ pub(crate) fn options(arguments: &[&str]) -> anyhow::Result<Options> {
             "--target" => {
                 target = Some(*arguments.next().context("--target needs a target, as rustc names it")?);
             }
+            "--twice" => twice = true,
             option if option.starts_with('-') => {
                 bail!("dist: no such option: {option} (see `cargo xtask help`)")
             }
@@ -81,22 +91,27 @@ pub(crate) fn options(arguments: &[&str]) -> anyhow::Result<Options> {
         (None | Some("static"), Some(target)) if target.ends_with("-musl") => vec![Kind::Static],
         (_, Some(target)) => bail!("--target {target}: other targets get static programs only (*-musl)"),
         (None, None) => KINDS.map(|(_, kind)| kind).to_vec(),
-        (Some(only), None) => {
-            let kind = KINDS.iter().find(|(name, _)| *name == only);
-            let (_, kind) = kind.with_context(|| format!("--only {only}: not deb, rpm or static"))?;
-            vec![*kind]
-        }
+        (Some(only), None) => only.split(',').map(kind).collect::<anyhow::Result<_>>()?,
     };
     let folder = folder.unwrap_or_else(|| root().join(FOLDER));
-    Ok(Options { folder, kinds, target: target.map(Into::into) })
+    Ok(Options { folder, kinds, target: target.map(Into::into), twice })
+}
+
+fn kind(name: &str) -> anyhow::Result<Kind> {
+    let kind = KINDS.iter().find(|(known, _)| *known == name);
+    let (_, kind) = kind.with_context(|| format!("--only {name}: not deb, rpm or static"))?;
+    Ok(*kind)
 }
 
 /// Makes the packages and their checksums.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let Options { folder, kinds, target } = options;
+    let Options { folder, kinds, target, twice } = options;
     let native = programs::native_target()?;
     let portable = target.clone().unwrap_or_else(|| native.replace("-gnu", "-musl"));
     need(kinds, &portable)?;
+    if *twice {
+        return twice::run(options);
+    }
     let epoch = tool::epoch()?;
 
     std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
@@ -168,7 +183,12 @@ mod tests {
         assert_eq!(all.kinds, [Kind::Deb, Kind::Rpm, Kind::Static]);
         assert!(all.folder.ends_with(FOLDER));
         let one = options(&["--only", "static", "out"]).unwrap();
-        assert_eq!(one, Options { folder: "out".into(), kinds: vec![Kind::Static], target: None });
+        assert_eq!(
+            one,
+            Options { folder: "out".into(), kinds: vec![Kind::Static], target: None, twice: false }
+        );
+        let twice = options(&["--twice", "--only", "rpm,deb"]).unwrap();
+        assert_eq!((twice.kinds, twice.twice), (vec![Kind::Rpm, Kind::Deb], true));
         let other = options(&["--target", "aarch64-unknown-linux-musl"]).unwrap();
         assert_eq!(
             (other.kinds, other.target.as_deref()),
@@ -177,6 +197,7 @@ mod tests {
         let wrong = [
             &["--only"][..],
             &["--only", "zip"],
+            &["--only", "deb,"],
             &["--foo"],
             &["a", "b"],
             &["--target", "aarch64-unknown-linux-gnu"],

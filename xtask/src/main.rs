@@ -44,10 +44,12 @@ Tasks:
                      The same for virtual machines: synthetic guests of passt
   bench --chart FILE...
                      Draw charts of such files in docs/charts
-  dist [DIR] [--only deb|rpm|static] [--target TARGET]
+  dist [DIR] [--only deb,rpm,static] [--target TARGET] [--twice]
                      Make packages (default: in target/dist): for Debian, for
                      RPM, an archive of static programs, debug symbols,
-                     checksums; for another TARGET (*-musl), the archive
+                     checksums; for another TARGET (*-musl), the archive.
+                     --twice: make those of the last commit in two clean clones,
+                     and compare them
   book [DIR]         Write the pages as a book in HTML (default: target/book);
                      needs mdbook
   clients [--root DIR] [--only TEXT]
