@@ -68,6 +68,8 @@ await() {
     done
     die "this did not happen within a minute: $*"
 }
+# tcp|udp PORT: whether a socket of this network namespace is bound to it, and listens if it is one of TCP.
+listens() { grep -Eq ":$(printf %04X "$2") [0-9A-F]+:0000 0[7A] " "/proc/net/$1" "/proc/net/${1}6"; }
 # NAME EXPECTED SEEN
 is() {
     [ "$2" = "$3" ] || die "FAIL $1: expected '$2', got '$3'"
