@@ -3,6 +3,7 @@
 mod tests_step;
 
 use std::env;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -15,8 +16,10 @@ use crate::instructions;
 pub(crate) const TEST_COMMAND: &str = "cargo test --workspace";
 
 /// The name of each step, and its command.
-const STEPS: [(&str, &str); 3] = [
+const STEPS: [(&str, &str); 4] = [
     ("formatting", "cargo fmt --check"),
+    // The same libraries with the same features for all steps, so that they are built once.
+    ("build", "cargo build --workspace --all-targets"),
     ("lints", "cargo clippy --workspace --all-targets -- -D warnings"),
     // The documentation includes private items: developers read it, too.
     ("documentation", "cargo doc --workspace --no-deps --document-private-items"),
@@ -78,8 +81,13 @@ fn virtual_machine() -> anyhow::Result<()> {
 
 /// Runs the demonstrations that an ordinary user can run. They need the same packages as the guest.
 fn demonstrations() -> anyhow::Result<()> {
-    let target = env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".into());
-    step("demonstrations", &format!(".ci/demonstrations {target}/debug"), &[])
+    step("demonstrations", &format!(".ci/demonstrations {}", programs().display()), &[])
+}
+
+/// The folder of the programs that step "build" has made.
+fn programs() -> PathBuf {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    target.join("debug")
 }
 
 fn step(name: &str, command: &str, variables: &[(&str, &str)]) -> anyhow::Result<()> {
@@ -100,6 +108,7 @@ fn prepare(command: &str, variables: &[(&str, &str)]) -> Command {
     command.args(words).current_dir(root()).stdin(Stdio::null());
     // With CI=1, a test that can't run on this machine fails instead of being skipped.
     command.env("CI", "1").env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
+    command.env("E2E_COMPANIONS", programs());
     command.envs(variables.iter().copied());
     command
 }

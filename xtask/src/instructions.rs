@@ -43,7 +43,7 @@ impl Build {
         // All of the workspace chooses the features of libraries, as for tests.
         let (arguments, path): (&[&str], _) = match self {
             Self::Release => (&["build", "--release", "-p", "instructions"], "release/instructions"),
-            Self::Dev => (&["build", "--workspace", "--bin", "instructions"], "debug/instructions"),
+            Self::Dev => (&["build", "--workspace", "--all-targets"], "debug/instructions"),
         };
         let built = Command::new("cargo").args(arguments).current_dir(root()).status();
         let built = built.context("can't run cargo")?;

@@ -9,19 +9,24 @@ use super::ns::{Finished, Ns, Running};
 use super::{skipped, wait_until};
 
 /// The path of `pesto` or `qrap`, which are in other packages of the workspace. Cargo builds only the programs of the
-/// package under test. So this function builds the program, once in each test process.
+/// package under test. So this function builds the program, once in each test process, unless `E2E_COMPANIONS` names the
+/// folder of programs that have been built.
 ///
 /// # Panics
 /// If the program can't be built.
 pub(crate) fn companion(name: &'static str) -> &'static str {
+    const NAMES: [&str; 2] = ["pesto", "qrap"];
     static PATHS: LazyLock<[String; 2]> = LazyLock::new(|| {
+        if let Ok(folder) = std::env::var("E2E_COMPANIONS") {
+            return NAMES.map(|name| format!("{folder}/{name}"));
+        }
         let folder = Path::new(env!("CARGO_BIN_EXE_passt")).parent().unwrap();
         let profile = if folder.ends_with("release") { "release" } else { "dev" };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--profile", profile, "-p", "pesto", "-p", "qrap"]);
         let output = build.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        ["pesto", "qrap"].map(|name| folder.join(name).to_str().unwrap().to_owned())
+        NAMES.map(|name| folder.join(name).to_str().unwrap().to_owned())
     });
     PATHS.iter().find(|path| path.ends_with(name)).unwrap()
 }
