@@ -81,6 +81,10 @@ fn apart(range: &Range, start: Seq, end: Seq) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ranges(of: &[(u32, u32)], most: usize) -> Ranges {
@@ -109,5 +113,68 @@ mod tests {
         assert!(!set.takes(Seq(50), Seq(60)) && set.takes(Seq(40), Seq(60)));
         set.insert(Seq(40), Seq(60));
         assert_eq!(set.as_slice(), [(Seq(10), Seq(20)), (Seq(30), Seq(60))]);
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Insert(u32, u32),
+        RemoveBefore(u32),
+    }
+
+    const WINDOW: u32 = 64;
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..WINDOW - 1, 1..12_u32).prop_map(|(at, len)| Step::Insert(at, (at + len).min(WINDOW))),
+            1 => (0..=WINDOW).prop_map(Step::RemoveBefore),
+        ]
+    }
+
+    proptest! {
+        /// After any steps, wherever the numbers wrap: the ranges are the runs of numbers that the model has, and a range is
+        /// refused only if the set is full and it joins none.
+        #[test]
+        fn any_steps_agree_with_a_table_of_numbers(
+            origin: u32,
+            most in 1..8_usize,
+            steps in prop::collection::vec(step(), 1..40),
+        ) {
+            let at = |offset: u32| Seq(origin) + offset;
+            let (mut set, mut model) = (Ranges::new(most), [false; WINDOW as usize]);
+            for step in steps {
+                match step {
+                    Step::Insert(start, end) => {
+                        let touched = start.saturating_sub(1) as usize..((end + 1).min(WINDOW)) as usize;
+                        let room = runs(&model).len() < most || model[touched].contains(&true);
+                        prop_assert_eq!(set.takes(at(start), at(end)), room);
+                        set.insert(at(start), at(end));
+                        if room {
+                            model[start as usize..end as usize].fill(true);
+                        }
+                    }
+                    Step::RemoveBefore(end) => {
+                        set.remove_before(at(end));
+                        model[..end as usize].fill(false);
+                    }
+                }
+                let expected: Vec<Range> =
+                    runs(&model).into_iter().map(|(start, end)| (at(start), at(end))).collect();
+                prop_assert_eq!(set.as_slice(), expected);
+                prop_assert_eq!(set.is_empty(), !model.contains(&true));
+                prop_assert_eq!(set.total() as usize, model.iter().filter(|&&in_set| in_set).count());
+            }
+        }
+    }
+
+    /// The longest runs of numbers in the set: the first, and the one after the last.
+    fn runs(model: &[bool]) -> Vec<(u32, u32)> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for number in (0..).zip(model).filter(|(_, in_set)| **in_set).map(|(number, _)| number) {
+            match runs.last_mut() {
+                Some((_, end)) if *end == number => *end += 1,
+                _ => runs.push((number, number + 1)),
+            }
+        }
+        runs
     }
 }

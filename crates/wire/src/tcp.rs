@@ -352,7 +352,30 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Numbers less than 2^31 apart are in the order of the positions in the byte stream that they stand for.
+        #[test]
+        fn sequence_numbers_are_ordered_like_positions(
+            position in 0..1_u64 << 40,
+            distance in -(1_i64 << 31) + 1..1_i64 << 31,
+        ) {
+            let seq = |position: u64| Seq(position as u32);
+            let other_position = position.saturating_add_signed(distance);
+            let (one, other) = (seq(position), seq(other_position));
+            prop_assert_eq!(one.before(other), position < other_position);
+            prop_assert_eq!(one.after(other), position > other_position);
+            prop_assert_eq!(one.max(other), seq(position.max(other_position)));
+            prop_assert_eq!(one.min(other), seq(position.min(other_position)));
+            let bytes = position.abs_diff(other_position) as u32;
+            prop_assert_eq!(one.max(other) - one.min(other), bytes);
+            prop_assert_eq!(one.min(other) + bytes, one.max(other));
+            prop_assert_eq!(one.max(other) - bytes, one.min(other));
+        }
+    }
 
     #[test]
     fn options_survive_a_round_trip() {
