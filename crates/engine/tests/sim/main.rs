@@ -26,6 +26,7 @@ mod names;
 mod questions;
 mod replacement;
 mod resolvers;
+mod stopped;
 mod storms;
 mod to_guest;
 mod urgent;

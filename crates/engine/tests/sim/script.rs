@@ -240,6 +240,13 @@ impl Script {
         self.now = until;
     }
 
+    /// Nobody runs the engine for this time: the process was stopped. Then the guest's segments that have arrived are in the
+    /// first round.
+    pub(crate) fn stop(&mut self, time: Duration, arrived: &[&str]) {
+        self.now += time.as_micros() as u64;
+        self.batch(arrived);
+    }
+
     /// Sets whether the link is full.
     pub(crate) fn set_link_full(&mut self, full: bool) {
         self.link.most = full.then_some(0);
