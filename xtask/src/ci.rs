@@ -33,6 +33,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         step(name, command, &[])?;
     }
     tests_step::run("tests", TEST_COMMAND, &[("RUST_TEST_THREADS", &threads)])?;
+    fault_sweep()?;
     instruction_counts()?;
     virtual_machine()?;
     if has("cargo", &["deny", "--version"]) {
@@ -41,6 +42,21 @@ pub(crate) fn run() -> anyhow::Result<()> {
         skipped("dependencies", "cargo-deny is not installed (cargo install cargo-deny)");
     }
     Ok(())
+}
+
+/// Makes one call of each kind fail in the programs that the tests have built (docs/design/torture.md).
+fn fault_sweep() -> anyhow::Result<()> {
+    const NAME: &str = "fault sweep";
+    if !cfg!(target_arch = "x86_64") {
+        skipped(NAME, "it knows the registers of x86-64 only");
+        return Ok(());
+    }
+    if !rustix::process::geteuid().is_root() {
+        skipped(NAME, "it needs root");
+        return Ok(());
+    }
+    let built = programs().display().to_string();
+    step(NAME, &format!("{built}/torture --programs {built} --sample"), &[])
 }
 
 /// Compares the instruction counts of hot functions, if this machine can.

@@ -1,12 +1,12 @@
 //! The sweep: records the calls of a session, makes the cells, runs a session for each, and sums up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -24,8 +24,8 @@ const CLEAN: usize = 4;
 const PATIENCE: &str = "120";
 /// A place that a session reaches less often is hit only the first time.
 const OFTEN: u64 = 4;
-/// Number of cells of a sample.
-const SAMPLE: usize = 24;
+/// Time after which a sample begins no more cells. Those of a machine without other load end long before.
+const SAMPLE: Duration = Duration::from_secs(30);
 
 /// What to run.
 #[derive(Debug, Default)]
@@ -87,9 +87,9 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         println!("{} places, {} cells", recorded.counts.len(), cells.len());
         return Ok(true);
     }
-    let clean: anyhow::Result<Vec<Outcome>> =
-        (0..CLEAN).map(|_| session(&request(false, None, BTreeMap::new()))).collect();
-    let mut outcomes = clean?;
+    ensure!(!cells.is_empty(), "no cell contains '{}' (--only)", options.only);
+    let clean = each(&[(); CLEAN], options.jobs, |()| Some(session(&request(false, None, BTreeMap::new()))));
+    let mut outcomes = clean.into_iter().collect::<anyhow::Result<Vec<Outcome>>>()?;
     outcomes.push(recorded);
     let baseline = Baseline::of(&outcomes)?;
 
@@ -97,19 +97,17 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         let outcome = session(&request(false, Some(cell.clone()), baseline.descriptors.clone()))?;
         anyhow::Ok(outcome.hit.then(|| baseline.judge(cell, &outcome)))
     };
-    let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..options.jobs.max(1) {
-            scope.spawn(|| {
-                while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let row = judge_twice(cell, &run_cell);
-                    report(&row);
-                    rows.lock().unwrap_or_else(PoisonError::into_inner).push(row);
-                }
-            });
+    let mut rows = each(&cells, options.jobs, |cell| {
+        if options.sample && start.elapsed() > SAMPLE {
+            return None;
         }
+        let row = judge_twice(cell, &run_cell);
+        report(&row);
+        Some(row)
     });
-    let mut rows = rows.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if rows.len() < cells.len() {
+        println!("{} of {} cells began within {} s", rows.len(), cells.len(), SAMPLE.as_secs());
+    }
     rows.sort_by(|a, b| a.cell.cmp(&b.cell));
     let summary = table::Summary::of(&rows);
     println!("{summary} in {} s", start.elapsed().as_secs());
@@ -117,6 +115,22 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         std::fs::write(path, table::draw(&rows, &summary)).context("can't write the table")?;
     }
     Ok(summary.is_clean())
+}
+
+/// Does `work` for each item, `jobs` at a time. Returns the results in any order.
+fn each<I: Sync, T: Send>(items: &[I], jobs: usize, work: impl Fn(&I) -> Option<T> + Sync) -> Vec<T> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = work(item);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).extend(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs a cell, and again if something is wrong: a machine under load can be slow.
@@ -162,9 +176,53 @@ fn cells(counts: &[(Site, u64)], options: &Options) -> Vec<Cell> {
         }
     }
     cells.retain(|cell| cell.to_string().contains(&options.only));
-    if options.sample {
-        let step = (cells.len() / SAMPLE).max(1);
-        cells = cells.into_iter().step_by(step).collect();
+    if options.sample { sample(&cells) } else { cells }
+}
+
+/// One cell of each call, the first time that a thread makes it. Which fault it is differs from call to call.
+fn sample(cells: &[Cell]) -> Vec<Cell> {
+    let calls: BTreeSet<&str> = cells.iter().map(|cell| &*cell.site.call).collect();
+    let pick = |(number, call): (usize, &str)| {
+        let all: Vec<&Cell> =
+            cells.iter().filter(|cell| cell.site.call == call && cell.number == 1).collect();
+        all.get(number % all.len().max(1)).map(|cell| (*cell).clone())
+    };
+    calls.into_iter().enumerate().filter_map(pick).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Fault;
+
+    fn site(call: &str, object: &str) -> Site {
+        Site { thread: "pasta".into(), call: call.into(), object: object.into() }
     }
-    cells
+
+    #[test]
+    fn a_place_that_is_reached_often_is_hit_twice() {
+        let counts = [(site("shutdown", "tcp"), 3), (site("shutdown", "unix"), 8)];
+        let numbers: Vec<u64> = cells(&counts, &Options::default()).iter().map(|cell| cell.number).collect();
+        assert_eq!(numbers, [1, 1, 4]);
+    }
+
+    /// The sample has each call, and does not depend on how often a session reaches a place.
+    #[test]
+    fn a_sample_has_one_cell_of_each_call() {
+        let sample = |count| {
+            let counts = [(site("bind", "udp"), count), (site("close", "udp"), 1), (site("close", "tap"), 1)];
+            cells(&counts, &Options { sample: true, ..Options::default() })
+        };
+        assert_eq!(sample(2), sample(200));
+        let calls: Vec<String> = sample(2).into_iter().map(|cell| cell.site.call).collect();
+        assert_eq!(calls, ["bind", "close"]);
+    }
+
+    #[test]
+    fn only_matching_cells_are_run() {
+        let options = Options { only: "close(udp) #1: EIO".into(), ..Options::default() };
+        let counts = [(site("bind", "udp"), 1), (site("close", "udp"), 1), (site("close", "tap"), 1)];
+        let found = cells(&counts, &options);
+        assert_eq!(found, [Cell { site: site("close", "udp"), number: 1, fault: Fault::Errno(libc::EIO) }]);
+    }
 }
