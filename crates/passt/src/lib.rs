@@ -134,9 +134,9 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut host = HostSide::open(config, &mut boot)?;
     let (prepared, guest) = boot.prepare(config, host.network.resolvers_of_command().as_deref())?;
 
-    let guest_side = GuestSide::open(config, &mut host.network, guest.namespace.as_ref())?;
     let (entry, metrics) = (host.api, host.metrics);
     let api = start::ApiFiles { has_entry: entry.is_some(), has_metrics: metrics.is_some() };
+    let guest_side = GuestSide::open(config, &mut host.network, guest.namespace.as_ref(), api.needed())?;
     let mut shard = start::event_loop(config, host.network, host.flow_log, guest_side, &api)?;
     let mut api = api.needed().then(|| api::Start {
         entry,
@@ -152,6 +152,8 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     // The first scan for ports comes before the report to the caller, so that ports in use are forwarded when the
     // network is ready.
     shard.start(threads.opener, threads.api)?;
+    let resolvers = threads.news.map(|news| Resolvers { news, config });
+    shard.watch(&lifetime, resolvers.as_ref())?;
     let sealed = staffed.seal()?;
     sealed.announce()?;
 
@@ -167,5 +169,5 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     // What only the start has used.
     sys::heap::trim();
     sys::pages::release_code();
-    shard.run(lifetime, threads.news.map(|news| Resolvers { news, config }))
+    shard.run(lifetime, resolvers)
 }

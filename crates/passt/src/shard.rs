@@ -204,12 +204,24 @@ impl Shard {
         let now = self.now();
         let Self { acceptors, sockets, stack, .. } = self;
         let rx = Receivers { acceptors, udp: stack.udp_mut(), sockets };
-        let changeable = self.control.is_some() || self.api.is_some();
-        self.forwarder
-            .start(&opener, changeable, now, rx)
-            .context("can't look for ports in use in the namespace")?;
+        self.forwarder.start(&opener, now, rx);
         self.sockets.start(opener.clone());
         self.bypass.start(opener);
+        Ok(())
+    }
+
+    /// Watches everything that this process has opened at its start. Must be called after the last fork.
+    ///
+    /// # Errors
+    /// A descriptor can't be watched.
+    pub(crate) fn watch(
+        &mut self,
+        lifetime: &Lifetime,
+        resolvers: Option<&Resolvers<'_>>,
+    ) -> anyhow::Result<()> {
+        self.watch_all(lifetime, resolvers)?;
+        let change = self.link.watch(self.sockets.epoll()).context("can't watch the guest's link")?;
+        self.on_link_change(change, self.now());
         Ok(())
     }
 
@@ -227,9 +239,6 @@ impl Shard {
     }
 
     fn serve(&mut self, mut lifetime: Lifetime, resolvers: Option<Resolvers<'_>>) -> anyhow::Result<Exit> {
-        self.watch_all(&lifetime, resolvers.as_ref())?;
-        let change = self.link.watch(self.sockets.epoll())?;
-        self.on_link_change(change, self.now());
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.wait(&mut events)?;
@@ -283,7 +292,15 @@ impl Shard {
         let neighbours = self.neighbourhood.as_ref().map(|watch| (Source::Neighbours, watch.as_fd()));
         let addresses = self.sockets.followed_addresses().map(|fd| (Source::Neighbours, fd));
         for (source, fd) in lifetime.sources().chain(resolvers).chain(neighbours).chain(addresses) {
-            source.watch(self.sockets.epoll(), fd, EventFlags::IN).context("can't watch a descriptor")?;
+            let what = match source {
+                Source::Signals => "signals",
+                Source::Namespace => "the guest's namespace",
+                Source::Resolvers => "resolv.conf",
+                _ => "changes of the host's network",
+            };
+            source
+                .watch(self.sockets.epoll(), fd, EventFlags::IN)
+                .with_context(|| format!("can't watch {what}"))?;
         }
         Ok(())
     }

@@ -19,8 +19,9 @@ impl Forwarder {
 
     /// Updates `cares`. Must be called when the rules have changed.
     pub(super) fn set_cares(&mut self) {
-        self.cares[Direction::Outbound as usize] = self.guest.is_some() && self.inbound.follows_any();
-        self.cares[Direction::Inbound as usize] = self.host.is_some() && self.outbound.follows_any();
+        self.cares[Direction::Outbound as usize] =
+            self.scanners.guest.is_some() && self.inbound.follows_any();
+        self.cares[Direction::Inbound as usize] = self.scanners.host.is_some() && self.outbound.follows_any();
     }
 
     /// Whether the budget allows peeking at the next payload of a socket. A peek is a system call.
@@ -86,8 +87,8 @@ impl Forwarder {
     /// The scanner of the namespace from which payload of this direction comes.
     const fn scanner(&mut self, direction: Direction) -> Option<&mut Scanner> {
         match direction {
-            Direction::Outbound => self.guest.as_mut(),
-            Direction::Inbound => self.host.as_mut(),
+            Direction::Outbound => self.scanners.guest.as_mut(),
+            Direction::Inbound => self.scanners.host.as_mut(),
         }
     }
 }

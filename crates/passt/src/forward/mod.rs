@@ -26,6 +26,16 @@ const INTERVAL: Duration = Duration::from_millis(950);
 /// Number of scans without a change after which failed ports are bound again.
 const RETRY: u32 = 16;
 
+/// The scanners of ports in use. They are opened before the process loses access to files: without sock_diag, a scanner
+/// reads /proc/net.
+#[derive(Debug, Default)]
+pub(crate) struct Scanners {
+    /// Scans the guest's namespace, if inbound rules follow ports in use there, or later rules may do so.
+    pub(crate) guest: Option<Scanner>,
+    /// Scans the host's namespace, for outbound rules.
+    pub(crate) host: Option<Scanner>,
+}
+
 /// The rules at the start.
 pub(crate) struct Rules {
     /// The rules from the host to the guest.
@@ -39,6 +49,8 @@ pub(crate) struct Rules {
     /// How more sockets of `inbound` are opened. Sockets of `outbound` are opened in the same way, but with the other
     /// direction.
     pub(crate) opening: Opening,
+    /// The scanners of ports that rules follow.
+    pub(crate) scanners: Scanners,
     /// The address families and protocols that are available. `None`: all families and protocols for which the rules
     /// were made.
     pub(crate) restricted: Option<Enabled>,
@@ -49,10 +61,7 @@ pub(crate) struct Rules {
 pub(crate) struct Forwarder {
     inbound: Side,
     outbound: Side,
-    /// Scans the guest's namespace for `inbound`.
-    guest: Option<Scanner>,
-    /// Scans the host's namespace for `outbound`.
-    host: Option<Scanner>,
+    scanners: Scanners,
     next_scan: Option<Instant>,
     /// Whether payload must be examined for announced ports. Indexed by the direction of the payload.
     cares: [bool; 2],
@@ -77,8 +86,7 @@ impl Forwarder {
         let mut forwarder = Self {
             inbound,
             outbound,
-            guest: None,
-            host: None,
+            scanners: rules.scanners,
             next_scan: None,
             cares: [false; 2],
             budget: Budget::full(Instant::from_micros(0)),
@@ -113,27 +121,11 @@ impl Forwarder {
         }
     }
 
-    /// Starts to follow the ports in use on the other side, if a rule follows ports in use, or if a later rule may do
-    /// so (`changeable`). `opener` is in the guest's namespace.
-    ///
-    /// # Errors
-    /// The opener's thread has ended.
-    pub(crate) fn start(
-        &mut self,
-        opener: &Opener,
-        changeable: bool,
-        now: Instant,
-        rx: Receivers<'_>,
-    ) -> std::io::Result<()> {
+    /// Starts to follow the ports in use on the other side, if a rule follows ports in use. `opener` is in the guest's
+    /// namespace.
+    pub(crate) fn start(&mut self, opener: &Opener, now: Instant, rx: Receivers<'_>) {
         self.outbound.open_there(opener.clone());
-        if changeable || self.inbound.follows_any() {
-            self.guest = Some(opener.call(Scanner::open)?);
-        }
-        if changeable || self.outbound.follows_any() {
-            self.host = Some(Scanner::open());
-        }
         self.follow_anew(now, rx);
-        Ok(())
     }
 
     /// Adapts the scans to changed rules.
@@ -169,7 +161,9 @@ impl Forwarder {
         for side in [&mut self.inbound, &mut self.outbound] {
             changed |= side.forget_closed(rx.udp);
         }
-        for (side, scanner) in [(&self.inbound, &mut self.guest), (&self.outbound, &mut self.host)] {
+        for (side, scanner) in
+            [(&self.inbound, &mut self.scanners.guest), (&self.outbound, &mut self.scanners.host)]
+        {
             if let Some(scanner) = scanner.as_mut().filter(|_| side.follows_any()) {
                 changed |= scanner.scan();
             }
@@ -184,10 +178,10 @@ impl Forwarder {
 
     /// Limits each scanner to the ports that matter. These ports depend on the ports that this program holds.
     fn focus(&mut self) {
-        if let Some(guest) = &mut self.guest {
+        if let Some(guest) = &mut self.scanners.guest {
             guest.look_for(relevant(self.inbound.table(), &self.outbound.held()));
         }
-        if let Some(host) = &mut self.host {
+        if let Some(host) = &mut self.scanners.host {
             host.look_for(relevant(self.outbound.table(), &self.inbound.held()));
         }
     }
@@ -197,10 +191,10 @@ impl Forwarder {
     /// at the scan, and the ports that the first side holds now.
     fn follow(&mut self, rx: &mut Receivers<'_>) {
         let mut ours = self.inbound.held();
-        if let Some(guest) = &self.guest {
+        if let Some(guest) = &self.scanners.guest {
             self.inbound.follow(guest.in_use(), &self.outbound.held(), rx);
         }
-        if let Some(host) = &self.host {
+        if let Some(host) = &self.scanners.host {
             ours.include(&self.inbound.held());
             side::endpoint_ports(rx.udp).for_each(|port| ours.udp.insert(port));
             self.outbound.follow(host.in_use(), &ours, rx);

@@ -12,7 +12,7 @@ impl Forwarder {
     /// The announcement of the rules in force.
     pub(crate) fn announce(&self, enabled: Enabled) -> Vec<Announced> {
         let mut capabilities = Capabilities::of(enabled) | Capabilities::IFNAME | Capabilities::POLICY;
-        capabilities.set(Capabilities::SCAN, self.guest.is_some());
+        capabilities.set(Capabilities::SCAN, self.scanners.guest.is_some());
         let announced = |(pif, side): (Pif, &Side)| Announced {
             pif,
             name: side.direction().table_name().into(),
@@ -100,7 +100,7 @@ impl Forwarder {
                 }
                 Pif(other) => return Err(format!("There is no forwarding table {other}")),
             };
-            if self.guest.is_none() && rules.iter().any(|rule| rule.scan) {
+            if self.scanners.guest.is_none() && rules.iter().any(|rule| rule.scan) {
                 return Err("'auto' port forwarding is only allowed for pasta".into());
             }
             rules.iter().try_for_each(|rule| table.add(rule.clone(), enabled)).map_err(|e| e.to_string())?;

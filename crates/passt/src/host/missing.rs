@@ -4,6 +4,8 @@
 
 /// Offloads of a tap device (behaviour §9.1).
 pub(crate) const TAP_OFFLOADS: &str = "tap-offloads";
+/// Lists of sockets over netlink, sock_diag(7).
+pub(crate) const SOCK_DIAG: &str = "sock-diag";
 /// `SO_PEEK_OFF` for TCP (Linux 6.9).
 pub(crate) const TCP_PEEK_OFFSET: &str = "tcp-peek-offset";
 

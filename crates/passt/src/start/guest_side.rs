@@ -1,11 +1,14 @@
 //! The guest's side: the guest's link, and the sockets in its network namespace.
 
 use anyhow::Context;
+use engine::forward::Table;
 use sys::tap::{Offloads, TapDevice};
 
 use super::host_side::Network;
 use crate::config::{Config, Target};
+use crate::forward::Scanners;
 use crate::forward::listen::Listener;
+use crate::forward::scan::Scanner;
 use crate::host::missing;
 use crate::io::client_errors::ClientErrors;
 use crate::link::Medium;
@@ -27,12 +30,15 @@ pub(crate) struct GuestSide {
     pub(crate) listeners: Vec<Listener>,
     /// Send errors to clients in the guest's namespace that the guard refuses.
     pub(crate) client_errors: ClientErrors,
+    /// The scanners of ports in use.
+    pub(crate) scanners: Scanners,
     /// The guest has a network namespace of this machine.
     pub(crate) has_namespace: bool,
 }
 
 impl GuestSide {
-    /// Sets up the guest's namespace, or serves the socket of a virtual machine.
+    /// Sets up the guest's namespace, or serves the socket of a virtual machine. `has_api` is whether the API may change
+    /// rules later.
     ///
     /// # Errors
     /// The namespace can't be entered or set up, or a port can't be bound in it.
@@ -40,24 +46,34 @@ impl GuestSide {
         config: &Config,
         network: &mut Network,
         namespace: Option<&Namespace>,
+        has_api: bool,
     ) -> anyhow::Result<Self> {
         match (namespace, network.guest_socket.take()) {
-            (Some(namespace), _) => Self::in_namespace(config, network, namespace),
+            (Some(namespace), _) => Self::in_namespace(config, network, namespace, has_api),
             (None, Some(socket)) => Ok(Self::behind_socket(config, network, socket)),
             (None, None) => anyhow::bail!("there is neither a namespace nor a socket for the guest"),
         }
     }
 
-    fn in_namespace(config: &Config, network: &mut Network, namespace: &Namespace) -> anyhow::Result<Self> {
+    fn in_namespace(
+        config: &Config,
+        network: &mut Network,
+        namespace: &Namespace,
+        has_api: bool,
+    ) -> anyhow::Result<Self> {
         let (plan, opening) = (&network.plan, network.opening.outbound());
         // A client of the control socket may send rules later.
         let may_refuse = network.guard.policy().is_some() || network.control.is_some();
-        let (tap, (listeners, notes), client_errors) = namespace.within(|| {
+        let rules_may_change = network.control.is_some() || has_api;
+        let follows = |table: &Table| rules_may_change || table.rules().iter().any(|rule| rule.scan);
+        let (tap, (listeners, notes), client_errors, guest) = namespace.within(|| {
             let tap = make_tap(plan, matches!(config.pasta.target, Target::Spawn { .. }))?;
             let errors = if may_refuse { ClientErrors::open() } else { ClientErrors::default() };
-            Ok((tap, opening.rules(&config.outbound, |_, _| false)?, errors))
+            let scanner = follows(&config.inbound).then(Scanner::open);
+            Ok((tap, opening.rules(&config.outbound, |_, _| false)?, errors, scanner))
         })?;
         notes.iter().for_each(|note| log::warn!("{note}"));
+        let scanners = Scanners { guest, host: follows(&config.outbound).then(Scanner::open) };
         let (device, interface) = tap.unzip();
         // Without --config-net, the interface is still down.
         let up = plan.namespace.as_ref().is_some_and(|plan| plan.interface.is_some());
@@ -65,7 +81,7 @@ impl GuestSide {
             Some(device) => Medium::Tap(TapLink::new(device, up, network.capture.take())),
             None => Medium::none(),
         };
-        Ok(Self { link, interface, listeners, client_errors, has_namespace: true })
+        Ok(Self { link, interface, listeners, client_errors, scanners, has_namespace: true })
     }
 
     fn behind_socket(config: &Config, network: &mut Network, socket: GuestSocket) -> Self {
@@ -81,6 +97,7 @@ impl GuestSide {
             interface: None,
             listeners: Vec::new(),
             client_errors: ClientErrors::default(),
+            scanners: Scanners::default(),
             has_namespace: false,
         }
     }

@@ -93,6 +93,7 @@ pub(crate) fn event_loop(
             outbound: config.outbound.clone(),
             outbound_listeners: guest.listeners,
             opening: network.opening,
+            scanners: guest.scanners,
             restricted: (enabled != config.enabled()).then_some(enabled),
         },
         neighbourhood,

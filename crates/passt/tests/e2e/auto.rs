@@ -91,6 +91,26 @@ fn auto_respects_ranges_and_exclusions() {
     }
 }
 
+/// behaviour §8.4: without sock_diag, the tables in /proc/net show the same ports. They are opened before the program has
+/// lost access to files.
+#[test]
+fn ports_are_found_without_sock_diag() {
+    need!("ss");
+    let Some(net) = Net::new() else { return };
+    if !net.can_lack_features() {
+        return;
+    }
+    net.pasta_lacking("sock-diag", &["-t", "auto", "-u", "none", "-T", "auto", "-U", "none"]);
+    let in_guest = net.guest.listen((any(HOST[0]), 7001));
+    wait_until_open(&net, "tcp", 7001, true);
+    assert_arrives(&net, &in_guest, HOST[0], 7001);
+    let on_host = net.host.listen((LOOPBACK[0], 7101));
+    wait_until("7101 in the guest", || is_in_use(&net.guest, "tcp", 7101));
+    drop((in_guest, on_host));
+    wait_until_open(&net, "tcp", 7001, false);
+    wait_until("7101 to be closed in the guest", || !is_in_use(&net.guest, "tcp", 7101));
+}
+
 /// scans do not reopen sockets. A port that is not available is reported once. When it is free, it is opened.
 #[test]
 fn a_busy_port_is_reported_once_and_used_when_free_r104() {

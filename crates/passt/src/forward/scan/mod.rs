@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use engine::forward::Protocol;
 use engine::forward::scan::{InUse, PortSet};
 
+use crate::host::missing;
 use diag::Diag;
 use proc::Proc;
 
@@ -106,7 +107,12 @@ impl Scanner {
 
 impl Source {
     fn open(protocol: Protocol) -> Option<Self> {
-        let diag = Diag::open(protocol).and_then(|mut diag| {
+        let diag = if missing::is_missing(missing::SOCK_DIAG) {
+            Err(std::io::ErrorKind::Unsupported.into())
+        } else {
+            Diag::open(protocol)
+        };
+        let diag = diag.and_then(|mut diag| {
             // A first list shows whether the kernel supports sock_diag.
             diag.look_for(&PortSet::default());
             diag.read(&mut PortSet::default())?;
