@@ -220,7 +220,7 @@ impl Netlink {
     }
 
     fn send(&self, octets: &[u8]) -> Result<(), Error> {
-        self.socket.send_to(octets, &SocketAddr::new(0, 0), 0)?;
+        retry(|| self.socket.send_to(octets, &SocketAddr::new(0, 0), 0))?;
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use std::{
 use resolv_conf::ScopedIp;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use crate::errno::retry;
 pub(crate) use watch::{News, Watch};
 
 /// The host's resolv.conf.
@@ -35,7 +36,7 @@ impl Resolver {
             Ok(text) => Self::parse(&text),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    log::debug!("{PATH}: {error}");
+                    log::warn!("Can't read {PATH}, no name server is known: {error}");
                 }
                 Self::default()
             }
@@ -64,7 +65,7 @@ impl Resolver {
 /// The content of the host's file.
 pub(crate) fn read_file() -> io::Result<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    read(openat(CWD, PATH, flags, Mode::empty())?)
+    read(retry(|| openat(CWD, PATH, flags, Mode::empty()))?)
 }
 
 /// Reads at most [`MAX_LEN`] octets. The file must have been opened with O_NONBLOCK: it may be a pipe.

@@ -73,10 +73,28 @@ pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
             std::process::exit(1);
         }
         Cloned::Parent { pid, pidfd } => {
-            let status = File::open(format!("/proc/{}/status", pid.as_raw_nonzero())).ok();
-            let status = status.filter(|_| request.pid_namespace);
-            Ok(Spawned { pid, pidfd, release: Some(release), status })
+            let mut spawned = Spawned { pid, pidfd, release: Some(release), status: None };
+            if request.pid_namespace {
+                spawned.status = open_status(pid)?;
+            }
+            Ok(spawned)
         }
+    }
+}
+
+/// Opens the file from which [`Spawned::pass_on`] learns which signals the command handles. `None`: this machine has no
+/// such file.
+fn open_status(pid: Pid) -> anyhow::Result<Option<File>> {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    match File::open(&path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            log::warn!(
+                "A signal that the command does not handle will not end it: can't open {path}: {error}"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("can't open {path}")),
     }
 }
 
