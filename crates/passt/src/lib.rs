@@ -147,7 +147,7 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
     let mut lifetime = Lifetime::new(guest.command, guest.watch, config.mode)?;
 
     let confined = prepared.confine(config, host.resolver.as_mut(), &mut api)?;
-    let detached = confined.detach(config, host.pid_file, api.as_mut())?;
+    let detached = confined.detach(config, host.pid_file, host.made, api.as_mut())?;
     let (staffed, threads) = detached.staff(guest.namespace, host.resolver, api)?;
     // The first scan for ports comes before the report to the caller, so that ports in use are forwarded when the
     // network is ready.

@@ -43,7 +43,11 @@ pub(crate) fn listen_at(path: &Path) -> anyhow::Result<OwnedFd> {
     }
     let socket = new()?;
     bind(&socket, &address).with_context(|| format!("can't bind UNIX domain socket at {shown}"))?;
-    listen(&socket, BACKLOG).with_context(|| format!("can't listen at {shown}"))?;
+    if let Err(error) = listen(&socket, BACKLOG) {
+        // The file is of no use then. If this fails, the next start replaces it.
+        let _ = std::fs::remove_file(path);
+        return Err(error).with_context(|| format!("can't listen at {shown}"));
+    }
     log::info!("UNIX domain socket bound at {shown}");
     Ok(socket)
 }

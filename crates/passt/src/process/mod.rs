@@ -2,6 +2,7 @@
 
 mod identity;
 pub(crate) mod lifetime;
+pub(crate) mod made_files;
 pub(crate) mod pid_file;
 pub(crate) mod sandbox;
 pub(crate) mod service;

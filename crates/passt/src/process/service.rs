@@ -18,6 +18,7 @@ use rustix::net::{
 };
 use rustix::process::Pid;
 
+use super::made_files::MadeFiles;
 use crate::io::unix_socket;
 
 /// The first descriptor that a service manager passes.
@@ -73,14 +74,14 @@ impl PassedSockets {
         self.take(&Bound::of(rule, port)).map(|socket| (socket, rule.listen.addr))
     }
 
-    /// The socket that listens at a path: the service manager's, else a new one.
+    /// The socket that listens at a path: the service manager's, else a new one, whose file is added to `made`.
     ///
     /// # Errors
     /// See [`unix_socket::listen_at`].
-    pub(crate) fn listen_at(&mut self, path: &Path) -> anyhow::Result<OwnedFd> {
+    pub(crate) fn listen_at(&mut self, path: &Path, made: &mut MadeFiles) -> anyhow::Result<OwnedFd> {
         match self.take(&Bound::Path(path.to_owned())) {
             Some(socket) => Ok(socket),
-            None => unix_socket::listen_at(path),
+            None => unix_socket::listen_at(path).inspect(|_| made.add(path)),
         }
     }
 

@@ -27,6 +27,7 @@ use sys::signal::Inherited;
 use sys::spawn::{Forked, Namespaces, unshare};
 
 use super::identity::{Identity, change_to};
+use super::made_files::MadeFiles;
 use super::pid_file::PidFile;
 use super::sandbox::capabilities::reduce_to;
 use super::sandbox::landlock::FileRules;
@@ -35,6 +36,7 @@ use super::sandbox::{namespaces, root};
 use super::service::{PassedSockets, ServiceManager};
 use crate::api;
 use crate::config::{ApiSocket, Config, GuestLink, Mode, Target, Userns};
+use crate::errno::retry;
 use crate::host;
 use crate::logging;
 use crate::pasta::netns::{Namespace, Opener};
@@ -265,6 +267,8 @@ struct Carried {
     caller: Option<UnixStream>,
     /// The PID file that this process must write. In the background, the waiting process writes the file.
     pid_file: Option<PidFile>,
+    /// The files that the start has made. They are removed if it fails.
+    made: MadeFiles,
     readers: Readers,
     /// The signal for the end of the caller. The kernel forgets it when the process changes its user.
     death_signal: Option<Signal>,
@@ -292,6 +296,7 @@ impl Prepared {
             file_rules: None,
             caller: None,
             pid_file: None,
+            made: MadeFiles::default(),
             readers,
             death_signal,
         }))
@@ -352,17 +357,18 @@ impl Confined {
         self,
         config: &Config,
         pid_file: Option<PidFile>,
+        made: MadeFiles,
         api: Option<&mut api::Start>,
     ) -> anyhow::Result<Detached> {
         if config.foreground {
             api.into_iter().for_each(|api| api.set_pid(std::process::id()));
-            return Ok(Detached(Carried { pid_file, ..self.0 }));
+            return Ok(Detached(Carried { pid_file, made, ..self.0 }));
         }
         let (child, mut caller) = UnixStream::pair().context("can't make a socket")?;
         match sys::spawn::fork().context("can't fork to the background")? {
             Forked::Parent { pid } => {
                 drop(caller);
-                leave_in_background(pid, child, pid_file, self.0.readers.manager)
+                leave_in_background(pid, child, pid_file, made, self.0.readers.manager)
             }
             Forked::Child => {
                 drop(child);
@@ -373,7 +379,7 @@ impl Confined {
                 let pid = u32::from_ne_bytes(pid);
                 logging::set_pid(pid);
                 api.into_iter().for_each(|api| api.set_pid(pid));
-                Ok(Detached(Carried { caller: Some(caller), ..self.0 }))
+                Ok(Detached(Carried { caller: Some(caller), made, ..self.0 }))
             }
         }
     }
@@ -385,6 +391,7 @@ fn leave_in_background(
     child: Pid,
     mut background: UnixStream,
     pid_file: Option<PidFile>,
+    made: MadeFiles,
     manager: Option<ServiceManager>,
 ) -> anyhow::Result<Detached> {
     // If this fails, the process in the background has ended. The code below detects this.
@@ -397,6 +404,8 @@ fn leave_in_background(
         {
             bail!("the process in the background was killed by signal {signal}");
         }
+        // The other process has not removed them if it had given up the right to.
+        drop(made);
         std::process::exit(1);
     }
     if let Err(error) = pid_file.map_or(Ok(()), |file| file.write(child)) {
@@ -481,10 +490,11 @@ pub(crate) struct Staffed {
 impl Staffed {
     /// Next stage: the process has no rights.
     ///
-    /// Must be called after every step that needs rights, and before data from the guest are read.
+    /// Must be called after every step that needs rights, and before data from the guest are read. In the foreground,
+    /// it writes the PID file.
     ///
     /// # Errors
-    /// A right can't be given up.
+    /// A right can't be given up, or the PID file can't be written.
     pub(crate) fn seal(mut self) -> anyhow::Result<Sealed> {
         // Other processes of the same user must not be able to trace this process or to read its memory.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("can't close /proc/self to others")?;
@@ -493,9 +503,13 @@ impl Staffed {
                 .context("can't restore the signal for the caller's end")?;
         }
         let rules = self.carried.file_rules.take();
+        self.api_ready.map_or(Ok(()), api::Ready::wait)?;
+        // From now on, the files that the start has made can't be removed. In the background, the process that waits
+        // writes the PID file, and removes files.
+        self.carried.pid_file.take().map_or(Ok(()), |file| file.write(getpid()))?;
         // CAP_KILL is needed for single calls only, see `Lifetime`.
         drop_rights(rules, self.carried.kept, CapabilitySet::NET_BIND_SERVICE, self.role)?;
-        self.api_ready.map_or(Ok(()), api::Ready::wait)?;
+        std::mem::take(&mut self.carried.made).keep();
         Ok(Sealed(self.carried))
     }
 }
@@ -523,11 +537,10 @@ impl Sealed {
     /// Must be called after every step that can fail.
     ///
     /// # Errors
-    /// The PID file can't be written, or the standard streams can't be replaced.
+    /// The standard streams can't be replaced.
     pub(crate) fn announce(self) -> anyhow::Result<()> {
-        let Carried { caller, null, pid_file, readers: Readers { ready, manager }, .. } = self.0;
+        let Carried { caller, null, readers: Readers { ready, manager }, .. } = self.0;
         let Some(mut caller) = caller else {
-            pid_file.map_or(Ok(()), |file| file.write(getpid()))?;
             if let Some(Err(error)) = ready.map(|ready| File::from(ready).write_all(b"1")) {
                 // The network is ready, even if the caller does not wait for it any more.
                 log::warn!("can't write to the descriptor of --ready-fd: {error}");
@@ -535,10 +548,11 @@ impl Sealed {
             manager.iter().for_each(|manager| manager.report_ready(None));
             return Ok(());
         };
-        rustix::stdio::dup2_stdin(&null).context("can't leave standard input")?;
-        rustix::stdio::dup2_stdout(&null).context("can't leave standard output")?;
+        retry(|| rustix::stdio::dup2_stdin(&null)).context("can't leave standard input")?;
+        retry(|| rustix::stdio::dup2_stdout(&null)).context("can't leave standard output")?;
+        retry(|| rustix::stdio::dup2_stderr(&null)).context("can't leave standard error")?;
+        // Only now, so that the caller sees the errors above.
         logging::limit_stderr(log::LevelFilter::Off);
-        rustix::stdio::dup2_stderr(&null).context("can't leave standard error")?;
         caller.write_all(&[1]).context("can't report that the network is ready")
     }
 }

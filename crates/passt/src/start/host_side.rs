@@ -24,12 +24,15 @@ use crate::link::pcap::Capture;
 use crate::link::{stream, vhost_user};
 use crate::logging;
 use crate::plan::{self, Plan};
+use crate::process::made_files::MadeFiles;
 use crate::process::pid_file::PidFile;
 use crate::process::service::PassedSockets;
 use crate::process::stage::Boot;
 
 /// The objects that are open on the host.
 pub(crate) struct HostSide {
+    /// The files that have been made.
+    pub(crate) made: MadeFiles,
     /// The PID file. It is written later.
     pub(crate) pid_file: Option<PidFile>,
     /// The flow log (`--flow-log`).
@@ -89,18 +92,22 @@ impl HostSide {
         let plan = plan::plan(config, &facts)?;
         report(&plan);
         let mut sockets = boot.take_sockets();
+        let mut made = MadeFiles::default();
+        let pid_file = config.pid_file.as_deref().map(|path| PidFile::create(path, &mut made)).transpose()?;
 
         Ok(Self {
-            pid_file: config.pid_file.as_deref().map(PidFile::create).transpose()?,
+            pid_file,
             resolver: if plan.follows_resolvers(config) { watch_resolvers(&facts) } else { None },
             flow_log,
-            api: open_api(config, boot, &mut sockets)?,
+            api: open_api(config, boot, &mut sockets, &mut made)?,
             metrics: config.metrics.map(listen_for_metrics).transpose()?,
             network: {
-                let network = Network::open(config, plan, &facts, boot.take_guest_socket(), &mut sockets)?;
+                let guest_socket = boot.take_guest_socket();
+                let network = Network::open(config, plan, &facts, guest_socket, &mut sockets, &mut made)?;
                 sockets.finish()?;
                 network
             },
+            made,
         })
     }
 }
@@ -118,6 +125,7 @@ impl Network {
         facts: &Facts,
         guest_socket: Option<OwnedFd>,
         sockets: &mut PassedSockets,
+        made: &mut MadeFiles,
     ) -> anyhow::Result<Self> {
         let guard = policy::guard(config)?;
         policy::check_control_socket(config, &guard);
@@ -143,11 +151,12 @@ impl Network {
         notes.iter().for_each(|note| log::warn!("{note}"));
         let opening = Opening { spare: spare.saturating_sub(listeners.len()), ..opening };
 
-        let control = config.conf_path.as_deref().map(|path| sockets.listen_at(path)).transpose()?;
+        let control = config.conf_path.as_deref().map(|path| sockets.listen_at(path, made)).transpose()?;
         let hostfwd = config.slirp4netns.api_socket.as_deref();
-        let hostfwd = hostfwd.map(|path| sockets.listen_at(path)).transpose().context("--api-socket")?;
+        let hostfwd =
+            hostfwd.map(|path| sockets.listen_at(path, made)).transpose().context("--api-socket")?;
         let guest_socket = match config.mode {
-            Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket, sockets)?),
+            Mode::Passt => Some(open_guest_socket(&config.passt, guest_socket, sockets, made)?),
             Mode::Pasta | Mode::Slirp4netns => None,
         };
         let needed = guard.policy().is_some_and(Policy::needs_own_addresses);
@@ -172,10 +181,15 @@ impl Network {
 }
 
 /// Opens the API socket. A process that will change its user has none in the registry, since it could not remove it.
-fn open_api(config: &Config, boot: &mut Boot, sockets: &mut PassedSockets) -> anyhow::Result<Option<Entry>> {
+fn open_api(
+    config: &Config,
+    boot: &mut Boot,
+    sockets: &mut PassedSockets,
+    made: &mut MadeFiles,
+) -> anyhow::Result<Option<Entry>> {
     match (boot.take_api_socket(), &config.api) {
         (Some(socket), _) => Entry::inherited(socket).map(Some),
-        (None, Some(ApiSocket::Path(path))) => Entry::at(sockets.listen_at(path)).map(Some),
+        (None, Some(ApiSocket::Path(path))) => Entry::at(sockets.listen_at(path, made)).map(Some),
         (None, Some(ApiSocket::Registry)) if boot.keeps_user() => Ok(Entry::registered()),
         (None, _) => Ok(None),
     }
@@ -231,20 +245,30 @@ fn open_guest_socket(
     config: &config::Passt,
     connected: Option<OwnedFd>,
     sockets: &mut PassedSockets,
+    made: &mut MadeFiles,
 ) -> anyhow::Result<GuestSocket> {
     match connected {
         Some(socket) => GuestSocket::connected(socket).context("can't use the socket (--fd)"),
-        None => {
-            Ok(GuestSocket::Listening { socket: listen_for_guest(config, sockets)?, one_off: config.one_off })
-        }
+        None => Ok(GuestSocket::Listening {
+            socket: listen_for_guest(config, sockets, made)?,
+            one_off: config.one_off,
+        }),
     }
 }
 
 /// Listens at the path of the command line, or at the first default path that is free (behaviour §9.2).
-fn listen_for_guest(config: &config::Passt, sockets: &mut PassedSockets) -> anyhow::Result<OwnedFd> {
+fn listen_for_guest(
+    config: &config::Passt,
+    sockets: &mut PassedSockets,
+    made: &mut MadeFiles,
+) -> anyhow::Result<OwnedFd> {
     let (socket, path) = match &config.link {
-        GuestLink::Path(path) => (sockets.listen_at(path)?, path.clone()),
-        GuestLink::Probe | GuestLink::Fd(_) => unix_socket::listen_at_first(door::default_paths())?,
+        GuestLink::Path(path) => (sockets.listen_at(path, made)?, path.clone()),
+        GuestLink::Probe | GuestLink::Fd(_) => {
+            let listening = unix_socket::listen_at_first(door::default_paths())?;
+            made.add(&listening.1);
+            listening
+        }
     };
     log::info!("You can now start QEMU (7.2 or later) with:");
     let options =

@@ -58,6 +58,41 @@ fn every_user_can_start_pasta_in_every_way() {
     }
 }
 
+/// behaviour §1.3.2: a start that fails leaves no files behind. A PID file that existed before stays.
+#[test]
+fn a_start_that_fails_leaves_no_files() {
+    let stage = Stage::new();
+    User::each(|user| {
+        for foreground in [&["--foreground"][..], &[]] {
+            let path = |name: &str| stage.path(&format!("left-{user:?}-{name}"));
+            let (old, missing) = (path("old"), path("missing"));
+            let new = ["pid", "control", "api"].map(path);
+            let start = |pid: &std::path::Path| {
+                let mut command = stage.pasta(user);
+                command.args(foreground).arg("--pid").arg(pid).arg("--conf-path").arg(&new[1]);
+                command.arg("--api-socket").arg(&new[2]).arg("--netns").arg(&missing);
+                if user == User::Root {
+                    // Another user could not remove root's files.
+                    command.args(["--runas", "0"]);
+                }
+                let mut pasta = Running::new(&mut command);
+                assert_eq!(pasta.end().code(), Some(1), "{user:?}");
+                let errors = pasta.rest_of_errors();
+                assert!(errors.contains(&*missing.to_string_lossy()), "{user:?}: {errors}");
+            };
+            start(&new[0]);
+            for file in &new {
+                assert!(!file.exists(), "{user:?} {foreground:?}: {}", file.display());
+            }
+            fs::write(&old, "1\n").unwrap();
+            fs::set_permissions(&old, fs::Permissions::from_mode(0o666)).unwrap();
+            start(&old);
+            assert!(old.exists(), "{user:?}");
+            fs::remove_file(&old).unwrap();
+        }
+    });
+}
+
 /// `--fd` can name descriptor 0. passt ends when the peer closes the socket (behaviour §1.9).
 #[test]
 fn the_guest_socket_can_be_standard_input_r12() {
