@@ -3,9 +3,10 @@
 //! Left out are errors that only a wrong program gets (EBADF, EFAULT, ENOTSOCK and the like).
 
 use libc::{
-    EACCES, EADDRINUSE, EADDRNOTAVAIL, EAGAIN, EBADFD, EBUSY, ECONNABORTED, ECONNREFUSED, ECONNRESET, EDQUOT,
-    EHOSTUNREACH, EINTR, EINVAL, EIO, ELOOP, EMFILE, EMSGSIZE, ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS,
-    ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, ENOTCONN, EOPNOTSUPP, EPERM, EPIPE, EPROTO, ESRCH, ETIMEDOUT,
+    E2BIG, EACCES, EADDRINUSE, EADDRNOTAVAIL, EAGAIN, EBADFD, EBUSY, ECONNABORTED, ECONNREFUSED, ECONNRESET,
+    EDQUOT, EHOSTUNREACH, EINTR, EINVAL, EIO, ELOOP, EMFILE, EMSGSIZE, ENETDOWN, ENETUNREACH, ENFILE,
+    ENOBUFS, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, ENOSYS, ENOTCONN, EOPNOTSUPP, EPERM, EPIPE, EPROTO, EROFS,
+    ESRCH, ETIMEDOUT,
 };
 
 use crate::fault::{Fault, Site};
@@ -117,11 +118,34 @@ fn errnos(call: &str, object: &str) -> &'static [i32] {
         ("shutdown", _) => &[ENOTCONN],
         ("ioctl", _) => &[EINVAL, ENOMEM],
         ("poll" | "ppoll", _) => &[EINTR, ENOMEM],
-        ("getrandom", _) => &[EINTR, EAGAIN],
+        ("getrandom", "nonblock") => &[EINTR, EAGAIN],
+        ("getrandom", _) => &[EINTR],
         ("futex", "wait") => &[EINTR, EAGAIN],
         ("close", _) => &[EINTR, EIO],
         ("lseek" | "statx" | "fstat" | "newfstatat" | "pread64", _) => &[EIO, ENOMEM],
         ("fallocate" | "ftruncate", _) => &[EINTR, ENOSPC, EOPNOTSUPP, EIO],
+        ("clone" | "clone3" | "fork" | "vfork", _) => &[EAGAIN, ENOMEM, ENOSPC, EPERM],
+        ("unshare" | "setns", _) => &[EPERM, EINVAL, ENOMEM, ENOSPC],
+        ("mount" | "umount2" | "pivot_root" | "move_mount" | "fsopen", _) => {
+            &[EPERM, EACCES, EBUSY, EINVAL, ENOMEM]
+        }
+        ("open_tree" | "memfd_create" | "close_range", _) => &[ENOSYS, EMFILE, ENOMEM],
+        ("landlock_create_ruleset" | "landlock_add_rule" | "landlock_restrict_self", _) => {
+            &[ENOSYS, EOPNOTSUPP, EPERM, ENOMEM]
+        }
+        ("chdir" | "chroot" | "unlink" | "unlinkat" | "mkdirat", _) => &[EACCES, EPERM, ENOENT, EIO],
+        ("setresuid" | "setresgid" | "setgroups", _) => &[EPERM, EAGAIN, EINVAL, ENOMEM],
+        ("sethostname" | "setsid", _) => &[EPERM],
+        ("fchmod" | "chmod" | "fchmodat", _) => &[EPERM, EIO, EROFS],
+        ("prlimit64", "get") => &[],
+        ("prctl" | "prlimit64", _) => &[EPERM, EINVAL],
+        ("seccomp", _) => &[EINVAL, EACCES, ENOMEM],
+        ("sigaltstack" | "rseq" | "set_robust_list", _) => &[ENOMEM, ENOSYS],
+        ("inotify_init1" | "signalfd4" | "epoll_create1" | "pidfd_open" | "socketpair" | "dup3", _) => {
+            &[EMFILE, ENFILE, ENOMEM]
+        }
+        ("execve", _) => &[ENOENT, EACCES, E2BIG, ENOMEM, EIO],
+        ("access", _) => &[EACCES, EIO],
         ("openat", _) => &[EINTR, EMFILE, ENFILE, ENOENT, EACCES, ENOMEM, EIO, ELOOP],
         ("readlinkat", _) => &[EINVAL, ENOENT, EACCES, EIO, ENOMEM],
         ("inotify_add_watch", _) => &[ENOSPC, ENOMEM, ENOENT, EACCES],

@@ -7,6 +7,7 @@ mod exceptions;
 mod fault;
 mod net;
 mod session;
+mod start;
 mod sweep;
 mod table;
 mod trace;
@@ -22,12 +23,16 @@ const HELP: &str = "\
 Usage: torture --programs DIR [OPTION]...
 
 Makes every system call of pasta's running phase fail once, each in a session of
-its own. For root: the sessions need namespaces, and ptrace.
+its own; and every one of the start of pasta and passt. For root: the sessions
+need namespaces, and ptrace.
 
   --programs DIR    The folder with pasta and pesto
   --sample          One cell of each call, in less than 40 seconds
+  --start           Only the start
+  --way TEXT        Only starts whose name begins with this
   --only TEXT       Only cells whose text contains this
   --jobs N          Sessions at a time (default: 8; they wait most of the time)
+  --beside DIR      Also the running phase of another pasta, in this folder
   --table FILE      Write the table of all cells to this file
   --list            Print the cells
 ";
@@ -46,8 +51,7 @@ pub fn run(arguments: &[String]) -> anyhow::Result<()> {
     if let [first, request] = arguments
         && first == "--inside"
     {
-        let outcome = sweep::inside(request)?;
-        return print(&serde_json::to_string(&outcome)?);
+        return print(&sweep::inside(request)?);
     }
     let Some(options) = parse(arguments)? else { return print(HELP) };
     let programs = options.programs.canonicalize();
@@ -67,6 +71,9 @@ fn parse(arguments: &[String]) -> anyhow::Result<Option<Options>> {
         match argument {
             Arg::Long("programs") => options.programs = parser.value()?.into(),
             Arg::Long("sample") => options.sweep.sample = true,
+            Arg::Long("start") => options.sweep.start_only = true,
+            Arg::Long("way") => options.sweep.way = parser.value()?.string()?,
+            Arg::Long("beside") => options.sweep.beside = Some(parser.value()?.into()),
             Arg::Long("list") => options.sweep.list = true,
             Arg::Long("only") => options.sweep.only = parser.value()?.string()?,
             Arg::Long("jobs") => options.sweep.jobs = parser.value()?.parse()?,

@@ -56,6 +56,7 @@ impl Place {
 }
 
 /// Host and peer.
+#[derive(Clone)]
 pub(crate) struct Net {
     /// The namespace of the program under test.
     pub(crate) host: Place,

@@ -73,10 +73,17 @@ pub(crate) fn run(programs: &Path, task: Task, limits: &BTreeMap<String, usize>)
     let net = Net::new()?;
     let record = matches!(task, Task::Record);
     let ready = net.dir.join("ready");
-    let tracee = Tracee::start(command(programs, &net)?, ready, task)?;
+    let tracee = Tracee::start(command(programs, &net)?, ready, task, !has_api(programs))?;
     let guest = Place::of(format!("/proc/{}/ns/net", child(tracee.pid)?))?;
-    let session = Session { net, guest, pesto: programs.join("pesto"), reports: Reports::default() };
+    let session = Session {
+        net,
+        guest,
+        pesto: programs.join("pesto"),
+        has_api: has_api(programs),
+        reports: Reports::default(),
+    };
     session.start_servers()?;
+    session.start_guests_servers()?;
     session.traffic()?;
     let mut outcome = Outcome { flows: session.reports.take(), ..Outcome::default() };
     if tracee.seen().status.is_none() {
@@ -108,58 +115,85 @@ pub(crate) fn run(programs: &Path, task: Task, limits: &BTreeMap<String, usize>)
 fn command(programs: &Path, net: &Net) -> anyhow::Result<Command> {
     let pasta = programs.join("pasta");
     anyhow::ensure!(pasta.exists(), "{} does not exist: build it", pasta.display());
-    let (ready, in_dir) = (net.dir.join("ready"), |name: &str| net.dir.join(name).display().to_string());
+    let ready = net.dir.join("ready");
     let mut command = Command::new(pasta);
-    command.args([
-        "--config-net",
-        "--foreground",
-        "-t",
-        "8001,8003",
-        "-u",
-        "8002",
-        "-T",
-        "7005",
-        "-U",
-        "7006",
-    ]);
-    command.args(["--dns-forward", &RESOLVER.to_string(), "--allow", "all"]);
-    command.args(["--conf-path", &in_dir("conf"), "--api-socket", &in_dir("api")]);
-    command.args(["--log-file", &in_dir("pasta.log"), "--flow-log", &in_dir("flows.log")]);
+    command.args(arguments(&net.dir, has_api(programs))).arg("--foreground");
     command.args(["--", "sh", "-c", &format!("echo >{}; exec sleep 1000", ready.display())]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(fs::File::create(net.dir.join("stderr.log"))?);
     Ok(command)
 }
 
+/// Whether the programs are this project's: another pasta has no API, no control socket and no rules.
+pub(crate) fn has_api(programs: &Path) -> bool {
+    programs.join("pesto").exists()
+}
+
+/// The options with which all of the session's traffic works. `has_api`: see [`has_api`].
+pub(crate) fn arguments(dir: &Path, has_api: bool) -> Vec<String> {
+    let in_dir = |name: &str| dir.join(name).display().to_string();
+    let ports = ["-t", "8001,8003", "-u", "8002", "-T", "7005", "-U", "7006"];
+    let mut arguments: Vec<String> = ports.map(str::to_owned).into();
+    arguments.extend(["--config-net", "--dns-forward", &RESOLVER.to_string()].map(str::to_owned));
+    arguments.extend(["--log-file".to_owned(), in_dir("pasta.log")]);
+    if !has_api {
+        // It can't change its user in this network.
+        arguments.extend(["--netns-only", "--runas", "0"].map(str::to_owned));
+        return arguments;
+    }
+    arguments.extend(["--allow", "all"].map(str::to_owned));
+    for (option, file) in [("--conf-path", "conf"), ("--api-socket", "api"), ("--flow-log", "flows.log")] {
+        arguments.extend([option.to_owned(), in_dir(file)]);
+    }
+    arguments
+}
+
 /// The command that pasta has started.
-fn child(pid: i32) -> anyhow::Result<i32> {
+pub(crate) fn child(pid: i32) -> anyhow::Result<i32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
     list.split_whitespace().next().and_then(|word| word.parse().ok()).context("pasta has no child")
 }
 
-struct Session {
-    net: Net,
-    guest: Place,
-    pesto: PathBuf,
-    reports: Reports,
+/// The parts of a session.
+#[derive(Clone)]
+pub(crate) struct Session {
+    /// Host and peer.
+    pub(crate) net: Net,
+    /// The guest's namespace.
+    pub(crate) guest: Place,
+    /// The program.
+    pub(crate) pesto: PathBuf,
+    /// See [`has_api`].
+    pub(crate) has_api: bool,
+    /// How flows end.
+    pub(crate) reports: Reports,
 }
 
 impl Session {
-    fn start_servers(&self) -> anyhow::Result<()> {
-        let tcp = [
-            (&self.net.peer, PEER),
-            (&self.guest, ANY),
-            (&self.net.host, LOOPBACK),
-            (&self.guest, ANY),
-            (&self.guest, ANY),
-        ];
-        for ((place, address), (group, port)) in tcp.into_iter().zip(PORTS) {
-            flow::serve(place, (address, port).into(), group, &self.reports)?;
-        }
+    /// Starts the servers of host and peer.
+    pub(crate) fn start_servers(&self) -> anyhow::Result<()> {
+        self.serve(&[("out", &self.net.peer, PEER), ("bypass-out", &self.net.host, LOOPBACK)])?;
         datagrams::echo(&self.net.peer, (PEER, UDP_OUT).into())?;
-        datagrams::echo(&self.guest, (ANY, UDP_IN).into())?;
         datagrams::echo(&self.net.host, (LOOPBACK, UDP_BYPASS_OUT).into())?;
         datagrams::resolver(&self.net.peer, (PEER, 53).into())
+    }
+
+    /// Starts the guest's servers.
+    pub(crate) fn start_guests_servers(&self) -> anyhow::Result<()> {
+        self.serve(&[
+            ("in", &self.guest, ANY),
+            ("bypass-in", &self.guest, ANY),
+            ("new-rule", &self.guest, ANY),
+        ])?;
+        datagrams::echo(&self.guest, (ANY, UDP_IN).into())
+    }
+
+    fn serve(&self, groups: &[(&str, &Place, IpAddr)]) -> anyhow::Result<()> {
+        for (group, place, address) in groups {
+            let port = PORTS.iter().find(|(name, _)| name == group).map_or(0, |(_, port)| *port);
+            flow::serve(place, (*address, port).into(), group, &self.reports)?;
+        }
+        Ok(())
     }
 
     /// The client's namespace and the server's address, of each group of TCP connections.
@@ -195,7 +229,9 @@ impl Session {
             }));
         }
         running.extend(self.datagrams());
-        running.push(self.clients()?);
+        if self.has_api {
+            running.push(self.clients()?);
+        }
         join(running)
     }
 
@@ -242,14 +278,16 @@ impl Session {
     }
 
     /// One flow of each group, to see whether everything works.
-    fn short_traffic(&self) -> anyhow::Result<()> {
+    pub(crate) fn short_traffic(&self) -> anyhow::Result<()> {
         const SHORT: Work = Work::Bulk { up: 100_000, down: 100_000 };
         let mut running = self.datagrams();
         for (group, place, to) in self.tcp().filter(|(group, ..)| *group != "new-rule") {
             running.push(self.client(group, place, move || flow::client(to, SHORT)));
         }
         let api = self.net.dir.join("api");
-        running.push(self.client("api", &self.net.host, move || clients::api(&api)));
+        if self.has_api {
+            running.push(self.client("api", &self.net.host, move || clients::api(&api)));
+        }
         join(running)
     }
 }

@@ -9,14 +9,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::errnos;
 use crate::fault::{Cell, Site};
 use crate::session::{self, Outcome};
+use crate::start::{self, Way};
 use crate::table;
 use crate::trace::Task;
-use crate::verdict::{Baseline, Row, Verdict, Wrong};
+use crate::verdict::{Baseline, Row, Start, Verdict, Wrong, judge_start};
 
 /// Number of sessions without a fault.
 const CLEAN: usize = 4;
@@ -24,6 +26,8 @@ const CLEAN: usize = 4;
 const PATIENCE: &str = "120";
 /// A place that a session reaches less often is hit only the first time.
 const OFTEN: u64 = 4;
+/// Number of starts that share namespaces of host and peer.
+const BATCH: usize = 16;
 /// Time after which a sample begins no more cells. Those of a machine without other load end long before.
 const SAMPLE: Duration = Duration::from_secs(30);
 
@@ -34,6 +38,12 @@ pub(crate) struct Options {
     pub(crate) sample: bool,
     /// `--list`.
     pub(crate) list: bool,
+    /// `--start`: not the running phase.
+    pub(crate) start_only: bool,
+    /// `--beside`.
+    pub(crate) beside: Option<PathBuf>,
+    /// The beginning of the only way to start, if not empty.
+    pub(crate) way: String,
     /// `--only`.
     pub(crate) only: String,
     /// `--jobs`.
@@ -51,8 +61,23 @@ struct Request {
     limits: BTreeMap<String, usize>,
 }
 
-/// Runs the requested session in this process, which is in new namespaces.
-pub(crate) fn inside(request: &str) -> anyhow::Result<Outcome> {
+/// Starts, as they are requested from a process in new namespaces.
+#[derive(Deserialize, Serialize)]
+struct Starts {
+    programs: PathBuf,
+    way: Way,
+    cells: Vec<Cell>,
+}
+
+/// Does what is requested in this process, which is in new namespaces. Returns the outcome as JSON.
+pub(crate) fn inside(request: &str) -> anyhow::Result<String> {
+    if let Ok(Starts { programs, way, cells }) = serde_json::from_str(request) {
+        return Ok(serde_json::to_string(&start::run(&programs, way, &cells)?)?);
+    }
+    Ok(serde_json::to_string(&inside_session(request)?)?)
+}
+
+fn inside_session(request: &str) -> anyhow::Result<Outcome> {
     let request: Request = serde_json::from_str(request)?;
     let task = match (request.cell, request.record) {
         (Some(cell), _) => Task::Inject(cell),
@@ -62,8 +87,8 @@ pub(crate) fn inside(request: &str) -> anyhow::Result<Outcome> {
     session::run(&request.programs, task, &request.limits)
 }
 
-/// Runs a session in new namespaces.
-fn session(request: &Request) -> anyhow::Result<Outcome> {
+/// Does what is requested in new namespaces.
+fn run_inside<T: DeserializeOwned>(request: &impl Serialize) -> anyhow::Result<T> {
     let output = Command::new("timeout")
         .args(["-k", "1", PATIENCE, "unshare"])
         .args(["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
@@ -76,25 +101,116 @@ fn session(request: &Request) -> anyhow::Result<Outcome> {
     serde_json::from_slice(&output.stdout).context("the session's outcome can't be read")
 }
 
-/// Runs the sweep. Returns whether nothing was lost.
+/// Runs both sweeps. Returns whether nothing was lost.
 pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
     let start = Instant::now();
+    let mut parts = Vec::new();
+    if !options.start_only {
+        parts.push(("The running phase of pasta", sweep_running(programs, options)?));
+    }
+    if !options.sample {
+        for (way, name) in Way::ALL {
+            if options.way.is_empty() || name.starts_with(&options.way) {
+                parts.push((name, sweep_start(programs, way, options)?));
+            }
+        }
+    }
+    if let Some(other) = &options.beside {
+        parts.push((BESIDE, sweep_running(other, options)?));
+    }
+    if options.list {
+        return Ok(true);
+    }
+    for (name, rows) in &parts {
+        println!("{name}: {}", table::Summary::of(rows));
+    }
+    println!("in {} s", start.elapsed().as_secs());
+    if let Some(path) = &options.table {
+        std::fs::write(path, table::draw(&parts)).context("can't write the table")?;
+    }
+    let ours = parts.iter().filter(|(name, _)| *name != BESIDE);
+    Ok(ours.map(|(_, rows)| table::Summary::of(rows)).all(|summary| summary.is_clean()))
+}
+
+/// The heading of another program's results.
+pub(crate) const BESIDE: &str = "Another pasta, beside it";
+
+/// Sweeps the start of a program.
+fn sweep_start(programs: &Path, way: Way, options: &Options) -> anyhow::Result<Vec<Row>> {
+    let starts = |cells: &[Cell]| Starts { programs: programs.to_owned(), way, cells: cells.to_vec() };
+    let recorded: Vec<start::Outcome> = run_inside(&starts(&[]))?;
+    let recorded = recorded.into_iter().next().context("no outcome")?;
+    ensure!(recorded.ready && recorded.broken.is_none(), "without a fault: {recorded:?}");
+    let mut cells = Vec::new();
+    for (site, count) in &recorded.counts {
+        for fault in errnos::faults(site) {
+            // Messages are alike.
+            let last = if site.object == "stderr" { 1 } else { *count };
+            cells.extend((1..=last).map(|number| Cell { site: site.clone(), number, fault: fault.clone() }));
+        }
+    }
+    cells.retain(|cell| cell.to_string().contains(&options.only));
+    if options.list {
+        cells.iter().for_each(|cell| println!("{cell}"));
+        println!("{} places, {} cells", recorded.counts.len(), cells.len());
+        return Ok(Vec::new());
+    }
+    let batches: Vec<&[Cell]> = cells.chunks(BATCH).collect();
+    let attempt = |cells: &[Cell]| {
+        let failed = |error: anyhow::Error| {
+            let wrong: BTreeMap<Wrong, String> = [(Wrong::Hang, format!("{error:#}"))].into();
+            cells.iter().map(|_| Some(Verdict { wrong: wrong.clone(), ..Verdict::default() })).collect()
+        };
+        let judge = |outcomes: Vec<start::Outcome>| {
+            let verdict = |(cell, outcome): (&Cell, &start::Outcome)| {
+                outcome.hit.then(|| judge_start(cell, way, &recorded, outcome))
+            };
+            cells.iter().zip(&outcomes).map(verdict).collect::<Vec<_>>()
+        };
+        run_inside(&starts(cells)).map_or_else(failed, judge)
+    };
+    let rows = each(&batches, options.jobs, |batch| {
+        let is_wrong =
+            |verdict: &Option<Verdict>| verdict.as_ref().is_none_or(|verdict| !verdict.wrong.is_empty());
+        let row = |(cell, verdict): (&Cell, Option<Verdict>)| {
+            // A machine under load can be slow.
+            let row = if is_wrong(&verdict) {
+                let again = attempt(std::slice::from_ref(cell)).pop().flatten();
+                let better = verdict.is_some() && !is_wrong(&again);
+                Row { cell: cell.clone(), once: if better { verdict } else { None }, verdict: again }
+            } else {
+                Row { cell: cell.clone(), verdict, once: None }
+            };
+            report(&row);
+            row
+        };
+        Some(batch.iter().zip(attempt(batch)).map(row).collect::<Vec<_>>())
+    });
+    let mut rows: Vec<Row> = rows.into_iter().flatten().collect();
+    rows.sort_by(|a, b| a.cell.cmp(&b.cell));
+    Ok(rows)
+}
+
+/// Sweeps the running phase.
+fn sweep_running(programs: &Path, options: &Options) -> anyhow::Result<Vec<Row>> {
+    let start = Instant::now();
     let request = |record, cell, limits| Request { programs: programs.to_owned(), record, cell, limits };
-    let recorded = session(&request(true, None, BTreeMap::new()))?;
+    let recorded: Outcome = run_inside(&request(true, None, BTreeMap::new()))?;
     let cells = cells(&recorded.counts, options);
     if options.list {
         cells.iter().for_each(|cell| println!("{cell}"));
         println!("{} places, {} cells", recorded.counts.len(), cells.len());
-        return Ok(true);
+        return Ok(Vec::new());
     }
     ensure!(!cells.is_empty(), "no cell contains '{}' (--only)", options.only);
-    let clean = each(&[(); CLEAN], options.jobs, |()| Some(session(&request(false, None, BTreeMap::new()))));
+    let clean =
+        each(&[(); CLEAN], options.jobs, |()| Some(run_inside(&request(false, None, BTreeMap::new()))));
     let mut outcomes = clean.into_iter().collect::<anyhow::Result<Vec<Outcome>>>()?;
     outcomes.push(recorded);
     let baseline = Baseline::of(&outcomes)?;
 
     let run_cell = |cell: &Cell| {
-        let outcome = session(&request(false, Some(cell.clone()), baseline.descriptors.clone()))?;
+        let outcome: Outcome = run_inside(&request(false, Some(cell.clone()), baseline.descriptors.clone()))?;
         anyhow::Ok(outcome.hit.then(|| baseline.judge(cell, &outcome)))
     };
     let mut rows = each(&cells, options.jobs, |cell| {
@@ -109,12 +225,7 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         println!("{} of {} cells began within {} s", rows.len(), cells.len(), SAMPLE.as_secs());
     }
     rows.sort_by(|a, b| a.cell.cmp(&b.cell));
-    let summary = table::Summary::of(&rows);
-    println!("{summary} in {} s", start.elapsed().as_secs());
-    if let Some(path) = &options.table {
-        std::fs::write(path, table::draw(&rows, &summary)).context("can't write the table")?;
-    }
-    Ok(summary.is_clean())
+    Ok(rows)
 }
 
 /// Does `work` for each item, `jobs` at a time. Returns the results in any order.
@@ -158,6 +269,12 @@ fn judge_twice(cell: &Cell, run: &impl Fn(&Cell) -> anyhow::Result<Option<Verdic
 fn report(row: &Row) {
     match (&row.verdict, &row.once) {
         (Some(verdict), Some(once)) => println!("{}: {verdict} (once: {once})", row.cell),
+        (Some(Verdict { start: Some(Start::Refused(message)), wrong, .. }), None) if wrong.is_empty() => {
+            println!("{}: ended: {}", row.cell, message.lines().last().unwrap_or_default());
+        }
+        (Some(Verdict { start: Some(Start::Warned(warning)), .. }), None) => {
+            println!("{}: started with: {warning}", row.cell);
+        }
         (Some(verdict), None) => println!("{}: {verdict}", row.cell),
         (None, _) => println!("{}: not reached", row.cell),
     }

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-use crate::verdict::{Row, Wrong};
+use crate::verdict::{Row, Start, Wrong};
 
 /// The beginning of the page.
 const HEAD: &str = "\
 # The fault sweep: results
 
 `cargo xtask torture` has written this page. Each call of pasta's running phase fails once, in a session of its own, the first time and
-once in the middle; [the record](design/torture.md) says how, and what the words mean.
+once in the middle. Then each call of a start, from the execution to the event loop, fails once.
+[The record](design/torture.md) says how, and what the words mean.
 ";
 
 /// Totals.
@@ -21,6 +22,8 @@ pub(crate) struct Summary {
     ended: usize,
     once: usize,
     excepted: usize,
+    /// Starts: those that worked, those that warned, and those that ended with an error.
+    starts: [usize; 3],
     wrong: BTreeMap<Wrong, usize>,
 }
 
@@ -36,6 +39,12 @@ impl Summary {
             };
             summary.excepted += usize::from(verdict.excepted.is_some());
             summary.ended += usize::from(verdict.ended > 0 && verdict.wrong.is_empty());
+            match verdict.start {
+                Some(Start::Works) => summary.starts[0] += 1,
+                Some(Start::Warned(_)) => summary.starts[1] += 1,
+                Some(Start::Refused(_)) => summary.starts[2] += 1,
+                None => {}
+            }
             for wrong in verdict.wrong.keys() {
                 *summary.wrong.entry(*wrong).or_insert(0) += 1;
             }
@@ -52,6 +61,26 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |wrong| self.wrong.get(&wrong).copied().unwrap_or(0);
+        if let [works, warned, refused] = self.starts
+            && works + warned + refused > 0
+        {
+            return write!(
+                f,
+                "{} cells: {works} start and work, {warned} start with a warning, {refused} end with an error; {} end without a message of their own, \
+                 {} end silently, {} hang, {} leave something behind, {} do not work, {} wrong ends; {} exceptions; {} \
+                 not reached; {} failed once only",
+                self.cells,
+                count(Wrong::Exit),
+                count(Wrong::Silent),
+                count(Wrong::Hang),
+                count(Wrong::Left),
+                count(Wrong::Later),
+                count(Wrong::Status),
+                self.excepted,
+                self.not_reached,
+                self.once,
+            );
+        }
         write!(
             f,
             "{} cells: {} exits, {} losses, {} hangs, {} corruptions, {} lasting failures, {} leaks, {} spins, \
@@ -75,22 +104,28 @@ impl fmt::Display for Summary {
     }
 }
 
-/// The table: one row for each place and result, with the faults that had this result.
-pub(crate) fn draw(rows: &[Row], summary: &Summary) -> String {
-    let mut merged: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for row in rows {
-        let result = row.verdict.as_ref().map_or_else(|| "not reached".to_owned(), ToString::to_string);
-        let faults = merged.entry((row.cell.site.to_string(), result)).or_default();
-        let fault = row.cell.fault.to_string();
-        if !faults.contains(&fault) {
-            faults.push(fault);
+/// The table of each part: one row for each place and result, with the faults that had this result.
+pub(crate) fn draw(parts: &[(&str, Vec<Row>)]) -> String {
+    let mut text = HEAD.to_owned();
+    for (name, rows) in parts {
+        let mut merged: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        for row in rows {
+            let result = row.verdict.as_ref().map_or_else(|| "not reached".to_owned(), ToString::to_string);
+            let faults = merged.entry((row.cell.site.to_string(), result)).or_default();
+            let fault = row.cell.fault.to_string();
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
         }
-    }
-    let mut text =
-        format!("{HEAD}\n{summary}.\n\n| thread: call (object) | fault | result |\n|---|---|---|\n");
-    for ((site, result), faults) in merged {
+        let summary = Summary::of(rows);
         // Writing to a string does not fail.
-        let _written = writeln!(text, "| {site} | {} | {result} |", faults.join(", "));
+        let _written = write!(
+            text,
+            "\n## {name}\n\n{summary}.\n\n| thread: call (object) | fault | result |\n|---|---|---|\n"
+        );
+        for ((site, result), faults) in merged {
+            let _written = writeln!(text, "| {site} | {} | {result} |", faults.join(", "));
+        }
     }
     text
 }

@@ -23,7 +23,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::fault::{Cell, Site};
-use inject::Pending;
+pub(crate) use calls::of as call_of;
+pub(crate) use inject::{Pending, object as object_of, start as inject};
 pub(crate) use kind::{Descriptors, UNUSED};
 
 /// Maximum time until the program is ready.
@@ -68,11 +69,13 @@ pub(crate) struct Tracee {
 
 impl Tracee {
     /// Starts the program. Returns when `ready` exists and all threads are traced.
-    pub(crate) fn start(command: Command, ready: PathBuf, task: Task) -> anyhow::Result<Self> {
+    ///
+    /// `foreign`: its filters of system calls are not known.
+    pub(crate) fn start(command: Command, ready: PathBuf, task: Task, foreign: bool) -> anyhow::Result<Self> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (sender, receiver) = mpsc::channel();
         let state = seen.clone();
-        let tracer = std::thread::spawn(move || trace(command, ready, task, state, sender));
+        let tracer = std::thread::spawn(move || trace(command, ready, task, foreign, state, sender));
         let Ok(pid) = receive(&receiver) else {
             let error = tracer.join().map_err(|_| anyhow::anyhow!("the tracer panicked"))?;
             error.context("the program did not start")?;
@@ -108,6 +111,7 @@ fn trace(
     mut command: Command,
     ready: PathBuf,
     task: Task,
+    foreign: bool,
     seen: Arc<Mutex<Seen>>,
     sender: Sender<i32>,
 ) -> anyhow::Result<()> {
@@ -128,8 +132,16 @@ fn trace(
         std::thread::sleep(Duration::from_millis(2));
     }
     let descriptors = Descriptors::of(pid.as_raw())?;
-    let mut tracer =
-        Tracer { pid, task, seen, threads: HashMap::new(), descriptors, released: false, owed: None };
+    let mut tracer = Tracer {
+        pid,
+        task,
+        foreign,
+        seen,
+        threads: HashMap::new(),
+        descriptors,
+        released: false,
+        owed: None,
+    };
     if !matches!(tracer.task, Task::Nothing) {
         tracer.attach()?;
     }
@@ -140,6 +152,7 @@ fn trace(
 struct Tracer {
     pid: Pid,
     task: Task,
+    foreign: bool,
     seen: Arc<Mutex<Seen>>,
     threads: HashMap<i32, Thread>,
     descriptors: Descriptors,
@@ -224,7 +237,7 @@ impl Tracer {
             self.released = self.owed.is_none();
             return pending.finish(id, &self.descriptors, regs);
         }
-        let Some((call, fd)) = calls::of(regs.orig_rax) else { return Ok(()) };
+        let Some((call, fd)) = call_of(regs.orig_rax) else { return Ok(()) };
         if let Some((_, ready)) = self.owed.filter(|(owed, _)| *owed == id && call.starts_with("epoll_pwait"))
         {
             self.owed = None;
@@ -243,14 +256,14 @@ impl Tracer {
         let site = Site {
             thread: thread.name.clone(),
             call: call.to_owned(),
-            object: inject::object(call, fd, &regs, &self.descriptors),
+            object: object_of(call, fd, &regs, &self.descriptors),
         };
         let count = seen.counts.entry(site.clone()).or_insert(0);
         *count += 1;
         if let Task::Inject(cell) = &self.task
             && cell.site == site
             && *count >= cell.number
-            && let Some(pending) = inject::start(&cell.fault, call, id, regs, &self.descriptors)?
+            && let Some(pending) = inject(&cell.fault, call, id, regs, &self.descriptors, self.foreign)?
         {
             let ports = fd.map(|at| self.descriptors.ports(inject::argument(&regs, at) as i32));
             seen.hit = Some(Hit { ports: ports.unwrap_or_default() });

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::exceptions;
 use crate::fault::Cell;
 use crate::session::flow::{End, Report};
 use crate::session::{Outcome, PORTS, is_busy};
+use crate::start::Way;
 use crate::trace::UNUSED;
+use crate::{exceptions, start};
 
 /// How many more lines the log may have than without a fault.
 const LINES: usize = 3;
@@ -47,6 +48,10 @@ pub(crate) enum Wrong {
     Flood,
     /// The exit status is another one, or the process does not end.
     Status,
+    /// A start fails without a message that says why.
+    Silent,
+    /// A start fails, and something is left behind.
+    Left,
 }
 
 /// The result of one cell.
@@ -70,6 +75,19 @@ pub(crate) struct Verdict {
     pub(crate) asked_twice: bool,
     /// Why something was lost, and nothing is wrong.
     pub(crate) excepted: Option<&'static str>,
+    /// How a start ended, if that is what the cell is about.
+    pub(crate) start: Option<Start>,
+}
+
+/// How a start ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// The program works.
+    Works,
+    /// Something does not work, and a warning says so.
+    Warned(String),
+    /// The program ended, and said why.
+    Refused(String),
 }
 
 impl fmt::Display for Verdict {
@@ -80,7 +98,14 @@ impl fmt::Display for Verdict {
             words.push(format!("exception: {reason}"));
         }
         if words.is_empty() {
-            words.push(if self.ended == 0 { "nothing lost" } else { "the flow ended" }.to_owned());
+            let result = match &self.start {
+                None if self.ended == 0 => "nothing lost",
+                None => "the flow ended",
+                Some(Start::Works) => "it starts and works",
+                Some(Start::Warned(_)) => "it starts, with a warning",
+                Some(Start::Refused(_)) => "it ends with an error",
+            };
+            words.push(result.to_owned());
         }
         if self.asked_twice {
             words.push("ended after a second SIGTERM".to_owned());
@@ -165,8 +190,66 @@ impl Baseline {
         if outcome.status != Some(self.status) {
             wrong.insert(Wrong::Status, format!("{:?}", outcome.status));
         }
-        Verdict { wrong, ended, asked_twice: outcome.asked_twice, excepted: None }
+        Verdict { wrong, ended, asked_twice: outcome.asked_twice, excepted: None, start: None }
     }
+}
+
+/// Judges a start.
+pub(crate) fn judge_start(
+    cell: &Cell,
+    way: Way,
+    clean: &start::Outcome,
+    outcome: &start::Outcome,
+) -> Verdict {
+    let mut wrong = BTreeMap::new();
+    let message = outcome.messages.trim();
+    let known: BTreeSet<&str> = clean.messages.lines().collect();
+    let is_new_warning = |line: &&str| line.contains("warning: ") && !known.contains(line);
+    let warnings: Vec<&str> = message.lines().filter(is_new_warning).collect();
+    let start = match (outcome.ready, outcome.status) {
+        (true, _) => match &outcome.broken {
+            Some(_) if !warnings.is_empty() => Start::Warned(warnings.join("; ")),
+            Some(broken) => {
+                wrong.insert(Wrong::Later, broken.clone());
+                Start::Works
+            }
+            None => Start::Works,
+        },
+        (false, None) => {
+            wrong.insert(Wrong::Hang, format!("neither ready nor ended: {message}"));
+            Start::Refused(message.to_owned())
+        }
+        (false, Some(status)) => {
+            if status == 0 {
+                wrong.insert(Wrong::Status, "status 0, although it failed".to_owned());
+            }
+            if status >= 128 || message.contains("panicked") {
+                wrong.insert(Wrong::Exit, format!("status {status}: {message}"));
+            } else if !explains(message, &known) {
+                wrong.insert(Wrong::Silent, format!("'{message}'"));
+            }
+            if !outcome.left.is_empty() {
+                wrong.insert(Wrong::Left, outcome.left.join(", "));
+            }
+            Start::Refused(message.to_owned())
+        }
+    };
+    let verdict = Verdict { wrong, start: Some(start), ..Verdict::default() };
+    let reason = exceptions::of_start(cell, way).or_else(|| exceptions::reason(cell));
+    match reason {
+        Some(reason) if !verdict.wrong.is_empty() && !verdict.wrong.contains_key(&Wrong::Hang) => {
+            Verdict { wrong: BTreeMap::new(), excepted: Some(reason), ..verdict }
+        }
+        _ => verdict,
+    }
+}
+
+/// Whether an error is reported by name: a new line after the program's name, which is not a warning.
+fn explains(messages: &str, known: &BTreeSet<&str>) -> bool {
+    messages.lines().filter(|line| !known.contains(line)).any(|line| {
+        let message = line.strip_prefix("pasta: ").or_else(|| line.strip_prefix("passt: "));
+        message.is_some_and(|message| !message.starts_with("warning: "))
+    })
 }
 
 /// Returns how many flows ended as they may.

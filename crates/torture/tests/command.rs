@@ -1,5 +1,6 @@
 //! The command line. The sessions themselves run in `cargo xtask ci`, which needs root for them.
 #![cfg(target_arch = "x86_64")]
+#![allow(clippy::unwrap_used)]
 
 use std::process::{Command, Output};
 

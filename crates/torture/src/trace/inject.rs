@@ -25,6 +25,8 @@ pub(crate) enum Pending {
     Result(i64),
     /// Arguments and memory that were changed are restored: the program may use them again.
     Restore(Box<Registers>, Vec<(u64, u64)>),
+    /// Arguments are restored, and the call returns this.
+    RestoreWithResult(Box<Registers>, i64),
     /// Arguments are restored, and epoll reports the descriptor next, as if it had been full.
     RestoreThenReady(Box<Registers>, i32),
     /// The call returns this, and epoll reports the descriptor next, as if it had become ready since.
@@ -81,6 +83,9 @@ pub(crate) fn object(call: &str, fd: Option<usize>, regs: &Registers, descriptor
             let kind = ["", "stream", "dgram", "raw"].get(regs.rsi as usize & 0xf).copied().unwrap_or("");
             format!("{family} {kind}")
         }
+        "getrandom" => (if regs.rdx & 1 == 0 { "" } else { "nonblock" }).to_owned(),
+        "prctl" => format!("{}", regs.rdi),
+        "prlimit64" => (if regs.rdx == 0 { "get" } else { "set" }).to_owned(),
         "futex" => match regs.rsi & 0x7f {
             0 | 9 => "wait".to_owned(),
             1 | 10 => "wake".to_owned(),
@@ -90,15 +95,23 @@ pub(crate) fn object(call: &str, fd: Option<usize>, regs: &Registers, descriptor
     }
 }
 
-/// Begins to inject a fault at the entry of a call. `None`: this call can't have the fault, the next one may.
+/// Begins to inject a fault at the entry of a call. `foreign`: the program's filters are not known. `None`: this call can't have the fault, the next one may.
 pub(crate) fn start(
     fault: &Fault,
     call: &str,
     thread: Pid,
     mut regs: Registers,
     descriptors: &Descriptors,
+    foreign: bool,
 ) -> anyhow::Result<Option<Pending>> {
     match fault {
+        Fault::Errno(errno) if foreign => {
+            // Its filter may allow this thread no other call: the same call, without a descriptor or family.
+            let before = Box::new(regs);
+            regs.rdi = u64::MAX;
+            ptrace::setregs(thread, regs)?;
+            Ok(Some(Pending::RestoreWithResult(before, -i64::from(*errno))))
+        }
         Fault::Errno(_) if call == "brk" => {
             // The call itself returns no error, but the end of the heap that has not moved. So does a query.
             let before = Box::new(regs);
@@ -211,6 +224,10 @@ impl Pending {
                 ptrace::setregs(thread, regs)?;
                 let memory = Memory::of(thread)?;
                 words.into_iter().try_for_each(|(at, word)| memory.write(at, word))
+            }
+            Self::RestoreWithResult(before, value) => {
+                (regs.rdi, regs.rax) = (before.rdi, value.cast_unsigned());
+                Ok(ptrace::setregs(thread, regs)?)
             }
             Self::RestoreThenReady(before, _) => {
                 (regs.rdx, regs.r8) = (before.rdx, before.r8);

@@ -45,6 +45,7 @@ impl Descriptors {
             "/dev/null" => "null".to_owned(),
             link if link.starts_with("pipe:") => "pipe".to_owned(),
             link if link.ends_with("resolv.conf") => "resolv.conf".to_owned(),
+            link if link.ends_with("/stderr") => "stderr".to_owned(),
             link if link.contains(".log") => "log".to_owned(),
             link if link.starts_with("/proc") => "proc".to_owned(),
             _ => "file".to_owned(),
