@@ -59,6 +59,8 @@ fn errnos(call: &str, object: &str) -> &'static [i32] {
         ("write" | "pwrite64", "log" | "file") => &[EINTR, EIO, ENOSPC, EDQUOT],
         // An eventfd reports EAGAIN only if it is readable, so no wake-up is missing.
         ("write", "eventfd") => &[EINTR],
+        // The command's process waits at the other end, and the pipe is empty.
+        ("write", "pipe") => &[EINTR],
         ("write", _) => &[EAGAIN, EINTR, EPIPE],
         ("recvfrom" | "recvmsg", "tcp") => {
             &[EAGAIN, EINTR, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOMEM, ENOBUFS]
