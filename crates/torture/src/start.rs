@@ -160,9 +160,11 @@ fn start(programs: &Path, way: Way, cell: Option<Cell>, session: &Session) -> an
     } else if program.seen().status.is_some() {
         outcome.left = left(&before, way)?;
     }
+    // Before all processes are killed.
+    outcome.status = program.seen().status;
     outcome.messages = fs::read_to_string(STDERR).unwrap_or_default();
-    let Seen { counts, hit, status } = clean_up(program)?;
-    (outcome.hit, outcome.status) = (hit, status);
+    let Seen { counts, hit, .. } = clean_up(program)?;
+    outcome.hit = hit;
     outcome.counts = counts.into_iter().collect();
     if way == Way::Joining {
         shell(&["PATH=$PATH:/usr/sbin:/sbin; ip netns del guest"])?;

@@ -11,7 +11,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -394,11 +394,20 @@ fn leave_in_background(
     made: MadeFiles,
     manager: Option<ServiceManager>,
 ) -> anyhow::Result<Detached> {
-    // If this fails, the process in the background has ended. The code below detects this.
-    drop(background.write_all(&child.as_raw_nonzero().get().to_ne_bytes()));
-    if background.read_exact(&mut [0]).is_err() {
-        // The process in the background has reported the reason itself, unless a signal killed it.
+    let pid = child.as_raw_nonzero().get().to_ne_bytes();
+    let reported = background.write_all(&pid).and_then(|()| background.read_exact(&mut [0]));
+    if let Err(error) = reported {
+        let ended = matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe);
+        if !ended {
+            let _ = kill_process(child, Signal::KILL);
+        }
+        // Without this end, the process in the background does not wait for its process ID for ever.
+        drop(background);
         let status = waitpid(Some(child), WaitOptions::empty());
+        if !ended {
+            return Err(error).context("can't exchange messages with the process in the background");
+        }
+        // That process has reported the reason itself, unless a signal killed it.
         if let Ok(Some((_, status))) = status
             && let Some(signal) = status.terminating_signal()
         {
