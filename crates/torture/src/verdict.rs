@@ -320,3 +320,58 @@ fn show(report: &Report) -> String {
     let side = if report.by_server { "server" } else { "client" };
     format!("{} ({side}): {:?}", report.group, report.end)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, Site};
+
+    fn judged(thread: &str, call: &str, outcome: &start::Outcome) -> Verdict {
+        let site = Site { thread: thread.into(), call: call.into(), object: String::new() };
+        let cell = Cell { site, number: 1, fault: Fault::Errno(libc::ENOMEM) };
+        let clean = start::Outcome { messages: "MAC: 1\npasta: warning: old".into(), ..Default::default() };
+        judge_start(&cell, Way::Joining, &clean, outcome)
+    }
+
+    fn failed(status: i32, messages: &str) -> start::Outcome {
+        start::Outcome { status: Some(status), messages: messages.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_start_that_fails_says_why_and_leaves_nothing() {
+        let wrong = |outcome: &start::Outcome| -> Vec<Wrong> {
+            judged("pasta", "socket", outcome).wrong.into_keys().collect()
+        };
+        assert_eq!(wrong(&failed(1, "MAC: 1\npasta: can't make a socket")), []);
+        assert_eq!(wrong(&failed(1, "MAC: 1\npasta: warning: old")), [Wrong::Silent]);
+        assert_eq!(wrong(&failed(1, "pasta: warning: new")), [Wrong::Silent]);
+        assert_eq!(wrong(&failed(0, "pasta: can't")), [Wrong::Status]);
+        assert_eq!(wrong(&failed(101, "thread 'main' panicked")), [Wrong::Exit]);
+        assert_eq!(wrong(&failed(159, "")), [Wrong::Exit]);
+        let left = start::Outcome { left: vec!["/run/pid".into()], ..failed(1, "pasta: can't") };
+        assert_eq!(wrong(&left), [Wrong::Left]);
+        assert_eq!(wrong(&start::Outcome::default()), [Wrong::Hang]);
+    }
+
+    #[test]
+    fn what_does_not_work_needs_a_new_warning() {
+        let ready = |messages: &str| start::Outcome {
+            ready: true,
+            broken: Some("no ping socket".into()),
+            messages: messages.into(),
+            ..Default::default()
+        };
+        let silent = judged("pasta", "openat", &ready("pasta: warning: old"));
+        assert_eq!(silent.wrong.into_keys().collect::<Vec<_>>(), [Wrong::Later]);
+        let warned = judged("pasta", "openat", &ready("pasta: warning: no pings"));
+        assert_eq!(warned.start, Some(Start::Warned("pasta: warning: no pings".into())));
+        assert!(warned.wrong.is_empty());
+    }
+
+    /// The loader may end the process, but nothing may hang.
+    #[test]
+    fn exceptions_permit_an_end_and_no_hang() {
+        assert!(judged("before main", "mmap", &failed(127, "")).excepted.is_some());
+        assert!(judged("before main", "mmap", &start::Outcome::default()).excepted.is_none());
+    }
+}
