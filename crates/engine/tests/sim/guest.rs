@@ -73,6 +73,8 @@ pub(crate) struct Guest {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     pub(crate) application: Application,
+    /// Whether the engine's FIN has arrived. The application may read what came before it later.
+    fin_seen: bool,
 }
 
 impl Guest {
@@ -95,7 +97,7 @@ impl Guest {
         let buffer = |len| tcp::SocketBuffer::new(vec![0; len]);
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(tcp::Socket::new(buffer(receive), buffer(send)));
-        Self { device, interface, sockets, handle, application }
+        Self { device, interface, sockets, handle, application, fin_seen: false }
     }
 
     fn socket(&mut self) -> &mut tcp::Socket<'static> {
@@ -110,6 +112,11 @@ impl Guest {
 
     pub(crate) fn listen(&mut self, port: u16) {
         self.socket().listen(port).expect("the guest can listen");
+    }
+
+    /// Whether bytes that the engine has sent wait for the application.
+    pub(crate) fn has_unread(&mut self) -> bool {
+        self.socket().can_recv()
     }
 
     pub(crate) fn deliver(&mut self, frame: Vec<u8>) {
@@ -150,11 +157,11 @@ impl Guest {
             application.was_read(read.expect("an open socket"), now);
             active = true;
         }
-        let fin_seen = matches!(
+        self.fin_seen |= matches!(
             socket.state(),
             tcp::State::CloseWait | tcp::State::Closing | tcp::State::LastAck | tcp::State::TimeWait
         );
-        application.ended |= fin_seen && !socket.can_recv();
+        application.ended |= self.fin_seen && !socket.can_recv();
         while socket.can_send() && application.to_send() > 0 {
             let position = application.sent as u32;
             let at_most = application.to_send();

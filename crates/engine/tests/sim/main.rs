@@ -24,6 +24,7 @@ mod limit;
 mod matrix;
 mod names;
 mod questions;
+mod random;
 mod replacement;
 mod resolvers;
 mod stopped;

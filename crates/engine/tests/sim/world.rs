@@ -410,7 +410,7 @@ impl World {
     fn is_over(&mut self) -> bool {
         let opened = !self.host.peers.is_empty() && self.now > self.start;
         let closed = matches!(self.guest.state(), State::Closed | State::TimeWait | State::Listen);
-        opened && closed && self.stack.tcp().is_empty()
+        opened && closed && self.stack.tcp().is_empty() && !self.guest.has_unread()
     }
 
     /// Handles all events that are due now.
