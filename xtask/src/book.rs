@@ -123,7 +123,7 @@ fn copy(path: &Path, to: &Path) -> anyhow::Result<()> {
 }
 
 /// The path without `..`.
-fn normal(path: &Path) -> PathBuf {
+pub(crate) fn normal(path: &Path) -> PathBuf {
     let mut parts = Vec::new();
     for part in path {
         if part == ".." {

@@ -7,6 +7,7 @@ mod archive;
 mod bill;
 mod contents;
 mod deb;
+mod documents;
 mod notices;
 mod programs;
 mod rpm;

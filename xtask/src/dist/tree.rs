@@ -8,14 +8,10 @@ use std::process::Command;
 use anyhow::Context;
 
 use super::programs::{PROGRAMS, Programs};
-use super::{PACKAGE, bill, notices, tool};
+use super::{PACKAGE, bill, documents, notices, tool};
 use crate::house::root;
 use crate::{completions, man};
 
-/// Documents of the project, for users.
-const DOCUMENTS: [&str; 5] = ["README.md", "CHANGELOG.md", "SECURITY.md", "LICENSE-APACHE", "LICENSE-MIT"];
-/// Guides, below `docs`.
-const GUIDES: [&str; 5] = ["guide.md", "guard.md", "flow-log.md", "slirp4netns.md", "troubleshooting.md"];
 /// The link that takes the place of slirp4netns. Packages have it in a package of its own.
 pub(super) const SLIRP4NETNS: &str = "slirp4netns";
 
@@ -65,20 +61,20 @@ pub(super) fn write_main(
         copy(&format!("packaging/man/{page}"), &prefix.join(format!("share/man/man{section}")).join(&page))?;
     }
     write_completions(prefix, |program| program != SLIRP4NETNS)?;
-    let documents = prefix.join("share/doc").join(PACKAGE);
-    for name in DOCUMENTS {
-        copy(name, &documents.join(name))?;
+    let folder = prefix.join("share/doc").join(PACKAGE);
+    for name in documents::PAGES {
+        file(&folder.join(name), documents::page(name)?.as_bytes(), 0o644)?;
     }
-    for name in GUIDES {
-        copy(&format!("docs/{name}"), &documents.join("docs").join(name))?;
+    for name in documents::FILES.iter().chain(&["LICENSE-APACHE", "LICENSE-MIT"]) {
+        copy(name, &folder.join(name))?;
     }
-    copy("packaging/apparmor/passt-rs", &documents.join("apparmor/passt-rs"))?;
+    copy("packaging/apparmor/passt-rs", &folder.join("apparmor/passt-rs"))?;
     let notices = notices::of(&programs.libraries)?;
-    file(&documents.join(notices::NAME), notices.as_bytes(), 0o644)?;
+    file(&folder.join(notices::NAME), notices.as_bytes(), 0o644)?;
     let bill = bill::of(&programs.libraries, &programs.target, epoch)?;
-    file(&documents.join(bill::NAME), bill.as_bytes(), 0o644)?;
+    file(&folder.join(bill::NAME), bill.as_bytes(), 0o644)?;
     for name in ["passt_rs.te", "passt_rs.fc"] {
-        copy(&format!("packaging/selinux/{name}"), &documents.join("selinux").join(name))?;
+        copy(&format!("packaging/selinux/{name}"), &folder.join("selinux").join(name))?;
     }
     for (name, manager) in
         [("pasta@.service", "system"), ("passt@.service", "user"), ("passt@.socket", "user")]
