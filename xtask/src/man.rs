@@ -412,6 +412,31 @@ mod tests {
         }
     }
 
+    /// mandoc finds neither errors nor warnings in any page, except that the generated ones have no date.
+    #[test]
+    fn mandoc_accepts_each_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut pages = Vec::new();
+        for (name, program) in [("pasta", PASTA), ("passt", PASST), ("slirp4netns", SLIRP4NETNS)] {
+            pages.push(folder.path().join(format!("{name}.1")));
+            std::fs::write(pages.last().unwrap(), page(program)).unwrap();
+        }
+        let written = std::fs::read_dir(crate::house::root().join("packaging/man")).unwrap();
+        pages.extend(written.map(|entry| entry.unwrap().path()));
+        assert_eq!(pages.len(), 7);
+        let mut lint = std::process::Command::new("mandoc");
+        let output = match lint.args(["-T", "lint", "-W", "warning"]).args(&pages).output() {
+            Ok(output) => output,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return eprintln!("SKIPPED: mandoc is not installed (apt-get install mandoc)");
+            }
+            Err(error) => panic!("can't run mandoc: {error}"),
+        };
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let faults: Vec<&str> = text.lines().filter(|line| !line.contains("WARNING: missing date")).collect();
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+    }
+
     #[test]
     fn text_does_not_become_a_request() {
         assert_eq!(escape(".br"), "\\&.br");
