@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     process::Command,
     thread,
+    time::{Duration, Instant},
 };
 
 /// Runs a test on a thread in a new network namespace. The namespace has only a loopback interface, which is up. If the
@@ -50,6 +51,22 @@ pub(crate) fn skipped(why: &str) {
 pub(crate) fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split_ascii_whitespace()).status();
     assert!(status.is_ok_and(|status| status.success()), "ip {arguments}");
+}
+
+/// Adds an IPv6 address with a prefix of 64 bits to an interface, and waits until it is local: the kernel acknowledges it before
+/// (`findings/linux-ipv6-address-before-its-route.sh`).
+#[track_caller]
+pub(crate) fn add_v6_address(address: &str, interface: &str) {
+    ip(&format!("address add {address}/64 dev {interface} nodad"));
+    let is_local = || {
+        let output = Command::new("ip").args(["-6", "route", "get", address]).output();
+        output.is_ok_and(|output| output.stdout.starts_with(b"local "))
+    };
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !is_local() {
+        assert!(Instant::now() < patience, "{address} is not local");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Sets a sysctl, `net/...`, in the namespace of the calling thread.

@@ -1,15 +1,18 @@
 //! Configures the interface in the namespace, over netlink (behaviour §3.6).
 //!
-//! The network namespace is that of the calling thread. Requests are sent in batches: there are three exchanges with
+//! The network namespace is that of the calling thread. Requests are sent in batches: there are four exchanges with
 //! the kernel, and one more for each batch of routes.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::thread;
+use std::time::Duration;
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, Parseable};
 use netlink_packet_route::{
-    RouteNetlinkMessage,
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rustix::io::Errno;
 use wire::ethernet::Mac;
@@ -24,6 +27,10 @@ use crate::{
 
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
+
+/// How often and for how long a thread waits until addresses are local.
+const LOCAL_CHECKS: u32 = 100;
+const LOCAL_PAUSE: Duration = Duration::from_millis(1);
 
 /// The configuration that the interface has received.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +119,7 @@ pub fn configure(plan: &NamespacePlan) -> Result<Configured, Error> {
                 work.routes(family)?;
             }
         }
+        work.wait_until_local()?;
     }
     Ok(work.configured)
 }
@@ -245,6 +253,29 @@ impl Work {
         }
     }
 
+    /// Waits until the IPv6 addresses are local. The kernel acknowledges them before; until then, what is sent to them leaves
+    /// by the interface (`findings/linux-ipv6-address-before-its-route.sh`). The command may use them at once.
+    fn wait_until_local(&mut self) -> Result<(), Error> {
+        let mut waiting: Vec<IpAddr> = self.configured.addresses.clone();
+        waiting.retain(IpAddr::is_ipv6);
+        for _ in 0..LOCAL_CHECKS {
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            let mut query = RouteMessage::default();
+            query.header.address_family = AddressFamily::Inet6;
+            let local =
+                self.netlink.dump("local routes", RouteNetlinkMessage::GetRoute(query), parse_local)?;
+            waiting.retain(|address| !local.contains(address));
+            if !waiting.is_empty() {
+                thread::sleep(LOCAL_PAUSE);
+            }
+        }
+        let text = format!("the kernel does not treat these addresses as local yet: {waiting:?}");
+        self.configured.notes.push(Note::info(text));
+        Ok(())
+    }
+
     /// Handles a route that could not be added. If the route was copied, this is not fatal. For any other route, or if
     /// a privilege is missing, it is fatal.
     fn route_failed(&mut self, route: &Route, refusal: Refusal, copied: bool) -> Result<(), Error> {
@@ -291,6 +322,16 @@ fn is_unsupported(errno: Errno) -> bool {
 /// Whether an error means that a route's gateway can't be reached at present.
 fn is_unreachable(errno: Errno) -> bool {
     [Errno::NETUNREACH, Errno::HOSTUNREACH].contains(&errno)
+}
+
+/// The address that a route makes local.
+fn parse_local(octets: &[u8]) -> Option<IpAddr> {
+    let message = RouteMessage::parse(octets).ok()?;
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    destination.filter(|_| message.header.kind == RouteType::Local)
 }
 
 fn via(route: &Route) -> String {

@@ -9,7 +9,7 @@ use rustix::{
 use super::*;
 use crate::budgets::ledger::{Class, plenty};
 use crate::{
-    isolated::{add_link, ip, isolated, sysctl},
+    isolated::{add_link, add_v6_address, ip, isolated, sysctl},
     plan,
 };
 
@@ -90,7 +90,7 @@ fn a_shared_port_sends_only() {
     isolated(|| {
         add_link("out0", "10.0.1.1/24");
         sysctl("net/ipv6/conf/out0/disable_ipv6", "0");
-        ip("address add 2001:db8::1/64 dev out0 nodad");
+        add_v6_address("2001:db8::1", "out0");
         ip("route add 224.0.0.0/4 dev out0");
         let index = rustix::net::netdevice::name_to_index(new(false).unwrap(), "out0").unwrap();
         let groups = [("224.0.0.251", "0.0.0.0", "10.0.1.1"), ("ff02::fb", "::", "2001:db8::1")];

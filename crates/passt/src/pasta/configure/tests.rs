@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::Write,
+    net::UdpSocket,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -126,6 +127,11 @@ fn copies_both_families_r29_r30() {
             route add unreachable 10.99.0.0/16
             route add 2001:db8:2::/48 via 2001:db8:1::7 metric 77");
         let configured = replace(&config(|_| ())).unwrap();
+        // The kernel acknowledges an address before it is local.
+        let own = UdpSocket::bind("[2001:db8:1::2]:7000").unwrap();
+        own.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        own.send_to(b"to itself", own.local_addr().unwrap()).unwrap();
+        assert_eq!(own.recv(&mut [0; 99]).expect("an address that is local"), 9);
         assert_eq!(texts(&configured), [""; 0]);
         assert_eq!(configured.mac, Mac([2, 0, 0, 0, 0, 9]));
         let link = show("-o link show eth0").concat();

@@ -287,4 +287,6 @@ route add default via 2001:db8:2::1
 END
 ip route add default via 198.51.100.1
 ip -6 route add default via 2001:db8:1::1
+# An address is acknowledged before it is local (findings/linux-ipv6-address-before-its-route.sh). This one was the last.
+until ip -n far -6 route get 2001:db8:2::2 | grep -q ^local; do sleep 0.01; done
 "#;
