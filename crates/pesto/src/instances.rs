@@ -100,7 +100,10 @@ fn folder() -> Result<PathBuf, String> {
 fn of_user(runtime: Option<OsString>) -> Result<PathBuf, String> {
     match runtime {
         Some(path) if !path.is_empty() => Ok(Path::new(&path).join("passt")),
-        _ => Err("without the PATH of a socket, XDG_RUNTIME_DIR must be set".into()),
+        _ => Err(
+            "XDG_RUNTIME_DIR is not set: give the PATH of a socket. Services have one with --api-socket PATH"
+                .into(),
+        ),
     }
 }
 

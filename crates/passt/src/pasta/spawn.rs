@@ -209,7 +209,14 @@ fn become_command(
     request.signals.restore().context("can't restore signals")?;
     let (program, args) = command_line(request.command, std::env::var_os("SHELL"));
     let error = sys::spawn::exec(&program, &args, None);
-    Err(error).with_context(|| format!("can't run '{}'", program.display()))
+    Err(error).with_context(|| cannot_run(&program))
+}
+
+/// What failed. `pasta PID --debug` means a command with an argument, since options come before (behaviour §1.2).
+fn cannot_run(program: &OsStr) -> String {
+    let number = program.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    let hint = if number { " (is it a process ID? Then it must be the last argument)" } else { "" };
+    format!("can't run '{}'{hint}", program.display())
 }
 
 /// Maps a single user and a single group to 0. This needs no privilege (user_namespaces(7)).
@@ -285,6 +292,12 @@ mod tests {
         assert_eq!(command_line(&[], Some(os(""))), (os("/bin/sh"), vec![os("-/bin/sh")]));
         let command = [os("ls"), os("-l")];
         assert_eq!(command_line(&command, None), (os("ls"), command.to_vec()));
+    }
+
+    #[test]
+    fn a_number_that_is_no_program_may_be_a_process() {
+        assert_eq!(cannot_run(OsStr::new("ls")), "can't run 'ls'");
+        assert!(cannot_run(OsStr::new("4711")).contains("the last argument"));
     }
 
     #[test]
