@@ -371,6 +371,7 @@ class Soak:
             self.servers.append(server)
         self.begun = time.monotonic()
         self.sample()
+        self.kinds = [kinds(self.pasta.pid)]
         rate = str(self.arguments.rate / len(LOADS))
         self.loads = [Load(self, name, where, ["client", address, str(base), rate])
                       for name, (where, address, base) in LOADS.items()]
@@ -447,6 +448,7 @@ class Soak:
             # UDP flows end after three minutes without a datagram.
             time.sleep(min(200, self.arguments.minutes * 60))
             self.sample()
+            self.kinds.append(kinds(self.pasta.pid))
             self.pasta.terminate()
             print(f"pasta, after SIGTERM: status {self.pasta.wait()}")
             self.listener.join()
@@ -467,6 +469,9 @@ class Soak:
             print(f"growth: {slope:+.3f} {unit} per hour, 95 % within {interval:.3f}")
         first, last = self.samples[0], self.samples[-1]
         print(f"before the first client: {first[1]:.1f} MiB, {first[2]} descriptors; after the last: {last[1]:.1f} MiB, {last[2]}")
+        if alive:
+            grown = {kind: count - self.kinds[0].get(kind, 0) for kind, count in self.kinds[1].items()}
+            print("more descriptors than before:", {kind: count for kind, count in grown.items() if count > 0})
         for error in errors:
             print("ERROR", error)
         return 1 if errors else 0
@@ -484,6 +489,18 @@ def growth(x, y):
     slope, intercept = statistics.linear_regression(x, y)
     rest = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y)) / (len(x) - 2)
     return slope, 2.1 * math.sqrt(rest / (statistics.pvariance(x) * len(x)))
+
+
+def kinds(pid):
+    """The number of open descriptors of each kind."""
+    counts = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            kind = os.readlink(f"/proc/{pid}/fd/{name}").split(":[")[0]
+        except OSError:
+            continue
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def quantile(ordered, part):
@@ -530,6 +547,8 @@ def plot(source, target):
         top = number * (height + gap) + 24
         values = [row[column] for row in rows for column in columns if not math.isnan(row[column])]
         high = max(values) * 1.1 or 1
+        step = 10 ** math.floor(math.log10(high) - 1)
+        high = 4 * step * math.ceil(high / step / 4)
         out.append(f'<text x="{left}" y="{top - 8}">{title}</text>')
         for tick in range(5):
             y = top + height - height * tick / 4
