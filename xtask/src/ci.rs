@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
-use crate::house::root;
+use crate::house::{root, target};
 use crate::instructions;
 
 /// The test command. The README must contain the same command.
@@ -107,8 +107,7 @@ fn demonstrations() -> anyhow::Result<()> {
 
 /// The folder of the programs that step "build" has made.
 fn programs() -> PathBuf {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("debug")
+    target().join("debug")
 }
 
 fn step(name: &str, command: &str, variables: &[(&str, &str)]) -> anyhow::Result<()> {

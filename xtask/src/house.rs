@@ -34,6 +34,11 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_owned()
 }
 
+/// The folder in which Cargo builds.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Draws the crates and their rooms, from the bottom to the top of each crate. Each room has a list of the rooms that
 /// it names. With `with_files`, the files are included, too.
 pub(crate) fn draw(with_files: bool) -> anyhow::Result<String> {

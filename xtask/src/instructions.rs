@@ -12,7 +12,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::house::root;
+use crate::house::{root, target};
 
 /// Number of calls of a function in the shorter run. The longer run has twice as many calls.
 const CALLS: u32 = 1000;
@@ -48,9 +48,7 @@ impl Build {
         let built = Command::new("cargo").args(arguments).current_dir(root()).status();
         let built = built.context("can't run cargo")?;
         ensure!(built.success(), "the build failed: {built}");
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-        Ok(target.join(path))
+        Ok(target().join(path))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{env, ops::RangeInclusive, thread};
 
-use testkit::network::Impairments;
+use testkit::{network::Impairments, random::Random};
 
 use crate::{
     application::{Application, Close, Pace},
@@ -15,17 +15,13 @@ use crate::{
 /// The seeds of a run without `SIM_SEEDS`.
 const SEEDS: RangeInclusive<u64> = 1..=300;
 
-/// The generator of Steele, Lea and Flood (SplitMix64).
-struct Dice(u64);
+/// The parameters of a scenario, one after the other.
+struct Dice(Random);
 
 impl Dice {
     /// A number less than `bound`.
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ mixed >> 31) % bound
+        self.0.next() % bound
     }
 
     fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
@@ -40,7 +36,7 @@ impl Dice {
 }
 
 fn scenario(seed: u64) -> Scenario {
-    let mut dice = Dice(seed);
+    let mut dice = Dice(Random::new(seed));
     let (up, down) = (dice.amount(21), dice.amount(21));
     let pace = |dice: &mut Dice| match dice.below(4) {
         // smoltcp drops what was not read 10 s after both ends have closed.
