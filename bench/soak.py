@@ -227,6 +227,7 @@ def datagrams(address, base, seed):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(1)
         connection.connect((address, base + UDP))
+        unanswered = set()
         while True:
             sent = answered = changed = 0
             second = time.monotonic()
@@ -236,14 +237,13 @@ def datagrams(address, base, seed):
                 quietly(connection.send, data)
                 sent += 1
                 try:
-                    answer = connection.recv(65536)
-                    while answer != data and answer in late:
-                        answer = connection.recv(65536)
+                    # An answer to an earlier datagram may come late.
+                    while (answer := connection.recv(65536)) in unanswered:
+                        unanswered.remove(answer)
                     answered += 1
                     changed += answer != data
                 except (TimeoutError, ConnectionRefusedError):
-                    pass
-                late = {data}
+                    unanswered.add(data)
                 time.sleep(0.02)
             report(datagrams=sent, answered=answered, changed=changed)
 
