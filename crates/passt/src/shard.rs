@@ -2,6 +2,7 @@
 
 mod announced;
 mod api;
+mod busy_poll;
 mod control;
 mod hostfwd;
 mod outcomes;
@@ -10,6 +11,7 @@ mod stats;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::thread;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::Context;
@@ -50,6 +52,7 @@ use crate::process::lifetime::{Exit, Lifetime};
 use announced::Glimpse;
 use api::Api;
 pub(crate) use api::ApiSetup;
+use busy_poll::BusyPoll;
 use control::Control;
 use hostfwd::HostFwd;
 pub(crate) use hostfwd::HostFwdSetup;
@@ -140,6 +143,7 @@ pub(crate) struct Shard {
     /// Whether the link may have more frames to receive.
     link_has_frames: bool,
     glimpse: Glimpse,
+    busy_poll: BusyPoll,
 }
 
 impl Shard {
@@ -171,6 +175,7 @@ impl Shard {
         let hostfwd = setup.hostfwd.map(|hostfwd| HostFwd::new(hostfwd, sockets.epoll())).transpose();
         let hostfwd = hostfwd.context("can't watch the API socket")?;
         stack.udp_mut().set_policy(setup.policy);
+        let processors = thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             start,
             stack,
@@ -191,6 +196,7 @@ impl Shard {
             pressure: Pressure::None,
             link_has_frames: false,
             glimpse: Box::new([0; _]),
+            busy_poll: BusyPoll::new(processors),
         })
     }
 
@@ -315,20 +321,37 @@ impl Shard {
     /// Waits for events, or until the next deadline.
     fn wait(&mut self, events: &mut Vec<epoll::Event>) -> anyhow::Result<()> {
         let runnable = self.bypass.flows().has_runnable() || self.pressure == Pressure::MoreToSend;
-        let timeout = if runnable || self.link_has_frames {
-            Some(Duration::ZERO)
-        } else {
-            let due = [
-                self.stack.next_deadline(),
-                self.forwarder.next_scan(),
-                self.control_deadline(),
-                self.hostfwd.as_ref().and_then(|hostfwd| hostfwd.server.next_deadline()),
-                self.link.next_deadline(),
-                self.bypass.flows().next_deadline(),
-                self.stats.as_ref().and_then(Stats::next_line),
-            ];
-            due.into_iter().flatten().min().map(|due| due.since(self.now()))
-        };
+        if runnable || self.link_has_frames {
+            return self.look(events, Some(Duration::ZERO));
+        }
+        let due = [
+            self.stack.next_deadline(),
+            self.forwarder.next_scan(),
+            self.control_deadline(),
+            self.hostfwd.as_ref().and_then(|hostfwd| hostfwd.server.next_deadline()),
+            self.link.next_deadline(),
+            self.bypass.flows().next_deadline(),
+            self.stats.as_ref().and_then(Stats::next_line),
+        ];
+        let start = Clock::now();
+        let timeout = due.into_iter().flatten().min().map(|due| due.since(self.now()));
+        let polling = self.busy_poll.limit().min(timeout.unwrap_or(Duration::MAX));
+        events.clear();
+        while events.is_empty() && start.elapsed() < polling {
+            self.look(events, Some(Duration::ZERO))?;
+            if events.is_empty() {
+                busy_poll::pause();
+            }
+        }
+        if events.is_empty() {
+            self.look(events, timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))?;
+        }
+        self.busy_poll.waited(start.elapsed());
+        Ok(())
+    }
+
+    /// Takes events from the kernel. If there are none, waits for them for `timeout`, or for ever.
+    fn look(&self, events: &mut Vec<epoll::Event>, timeout: Option<Duration>) -> anyhow::Result<()> {
         let timeout = timeout.map(|timeout| Timespec {
             tv_sec: timeout.as_secs() as i64,
             tv_nsec: i64::from(timeout.subsec_nanos()),
