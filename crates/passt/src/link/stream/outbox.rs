@@ -152,13 +152,20 @@ impl Outbox {
     /// Writes as many bytes as the socket accepts.
     pub(super) fn flush(&mut self, socket: &OwnedFd) {
         while !self.blocked && !self.pieces.is_empty() {
-            match self.write(socket) {
-                Ok(len) => self.advance(len),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.blocked = true,
-                // The client no longer reads. A later read shows whether the client still sends.
-                Err(_) => self.clear(),
-            }
+            let written = self.write(socket);
+            self.settle(written);
+        }
+    }
+
+    /// Handles the result of a write.
+    fn settle(&mut self, written: Result<usize, Errno>) {
+        match written {
+            Ok(len) => self.advance(len),
+            Err(Errno::INTR) => {}
+            // After the first part of a frame, the client expects the rest: nothing can be dropped.
+            Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM) => self.blocked = true,
+            // The client no longer reads. A later read shows whether the client still sends.
+            Err(_) => self.clear(),
         }
     }
 

@@ -18,6 +18,7 @@ use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError, VhostUserBackendReqHandlerMut};
 
 use super::device::Device;
+use crate::errno::retry;
 use crate::link::door::Client;
 
 /// Maximum number of messages that are handled before other sources are served.
@@ -119,10 +120,12 @@ impl Session {
     /// Returns the head of the next message, if the whole message has arrived.
     fn next(&self) -> Result<Option<Header>, Ended> {
         let mut bytes = [0; HEADER_LEN];
-        let read = match recv(&self.socket, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        // The message that has arrived causes no other event: an interrupted call is repeated.
+        let peek = || recv(&self.socket, &mut bytes[..], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+        let read = match retry(peek) {
             Ok((0, _)) => return Err(Ended::Closed),
             Ok((read, _)) => read,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(Errno::AGAIN) => return Ok(None),
             Err(errno) => return Err(Ended::Socket(errno.into())),
         };
         let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -133,7 +136,7 @@ impl Session {
             return Err(Ended::Header { request, flags, size });
         }
         let mut fds = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT | PollFlags::RDHUP)];
-        poll(&mut fds, Some(&Timespec::default())).map_err(io::Error::from)?;
+        retry(|| poll(&mut fds, Some(&Timespec::default()))).map_err(io::Error::from)?;
         let events = fds[0].revents();
         let there = rustix::io::ioctl_fionread(&self.socket).map_err(io::Error::from)?;
         if !whole || there < HEADER_LEN as u64 + u64::from(size) {
@@ -191,7 +194,7 @@ impl Session {
     /// Reads the next message, which has arrived completely. Returns the message's body.
     fn take(&self, header: Header) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; HEADER_LEN + header.size as usize];
-        recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT)?;
+        retry(|| recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT))?;
         Ok(bytes.split_off(HEADER_LEN))
     }
 

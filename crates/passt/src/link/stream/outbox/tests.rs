@@ -24,3 +24,21 @@ fn all_sums_are_right() {
         waiting(&outbox)
     });
 }
+
+/// The client finds the next frame by the lengths of those before: what has begun must be completed.
+#[test]
+fn a_frame_that_has_begun_is_completed_after_a_shortage_of_memory() {
+    for shortage in [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM] {
+        let (mut outbox, mut watcher) = (Outbox::new(), Watcher::new(None));
+        outbox.room()[..60].fill(7);
+        outbox.commit(60, &Offload::default(), &mut watcher).unwrap();
+        outbox.settle(Ok(PREFIX_LEN + 10));
+        outbox.settle(Err(shortage));
+        assert!(outbox.blocked, "{shortage}");
+        let rest: usize = outbox.pieces[outbox.written..].iter().map(ExactSizeIterator::len).sum();
+        assert_eq!(rest, 50, "{shortage}");
+        outbox.retry();
+        outbox.settle(Err(Errno::PIPE));
+        assert!(outbox.is_empty());
+    }
+}
