@@ -26,6 +26,8 @@ const GROUP: u32 = 3;
 pub(crate) struct Neighbourhood {
     /// A socket that has joined the multicast group [`GROUP`].
     changes: Netlink,
+    /// Lists the neighbours. On the subscribed socket, changes could arrive between the parts of a list.
+    list: Netlink,
     /// Indices of the interfaces for IPv4 and IPv6.
     interfaces: [Option<u32>; 2],
 }
@@ -38,19 +40,30 @@ impl Neighbourhood {
     /// The kernel does not report changes, or does not list neighbours.
     pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
         let changes = Netlink::subscribe(&[GROUP])?;
-        // The list needs a separate socket: on the subscribed socket, changes could arrive between the parts of the
-        // list.
-        let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-        let present = Netlink::open()?.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;
-        Ok((Self { changes, interfaces }, present))
+        let mut list = Netlink::open()?;
+        let present = present(&mut list, interfaces)?;
+        Ok((Self { changes, list, interfaces }, present))
     }
 
-    /// Returns the changes since the last call, without waiting.
+    /// Returns the changes since the last call, without waiting. If the kernel could not keep all of them, the present
+    /// neighbours are returned after those that it has kept.
     pub(crate) fn changes(&mut self) -> Vec<Neighbour> {
         let (interfaces, mut found) = (self.interfaces, Vec::new());
-        self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
+        let complete = self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
+        if !complete {
+            match present(&mut self.list, interfaces) {
+                Ok(present) => found.extend(present),
+                Err(error) => log::warn!("neighbours have changed, and can't be listed: {error}"),
+            }
+        }
         found
     }
+}
+
+/// The present neighbours.
+fn present(list: &mut Netlink, interfaces: [Option<u32>; 2]) -> Result<Vec<Neighbour>, Error> {
+    let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
+    list.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))
 }
 
 impl AsFd for Neighbourhood {

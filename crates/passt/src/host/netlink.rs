@@ -136,17 +136,19 @@ impl Netlink {
         Ok(netlink)
     }
 
-    /// Calls `message` with the type and payload of every message that has arrived, without waiting. Messages that did
-    /// not fit into the receive buffer (ENOBUFS) are lost.
-    pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) {
+    /// Calls `message` with the type and payload of every message that has arrived, without waiting. Returns false if
+    /// messages are lost, because they did not fit into the receive buffer (ENOBUFS).
+    #[must_use = "after a loss, the list must be read again"]
+    pub(crate) fn drain(&mut self, mut message: impl FnMut(u16, &[u8])) -> bool {
+        let mut complete = true;
         loop {
             self.buffer.clear();
             let received =
                 retry(|| self.socket.recv(&mut self.buffer, RecvFlags::DONTWAIT.bits().cast_signed()));
             match received {
                 Ok(_) => Messages(&self.buffer).for_each(|m| message(m.message_type(), m.payload())),
-                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => {}
-                Err(_) => return,
+                Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => complete = false,
+                Err(_) => return complete,
             }
         }
     }

@@ -20,6 +20,11 @@ const GROUPS: [u32; 2] = [5, 9];
 pub(crate) struct OwnAddresses {
     /// A socket that has joined the multicast groups [`GROUPS`].
     changes: Netlink,
+    /// Lists the addresses. On the subscribed socket, changes could arrive between the parts of a list. The socket is
+    /// kept: the sealed process can open no other.
+    list: Netlink,
+    /// Changes are lost, and the addresses were not listed again since.
+    stale: bool,
     /// The host's addresses, each with the index of its interface: an address may be on several interfaces.
     own: BTreeSet<(IpAddr, u32)>,
 }
@@ -31,18 +36,16 @@ impl OwnAddresses {
     /// The kernel does not report changes, or does not list addresses.
     pub(crate) fn watch() -> Result<Self, Error> {
         let changes = Netlink::subscribe(&GROUPS)?;
-        // The list needs a separate socket: on the subscribed socket, changes could arrive between the parts of the
-        // list.
-        let present = gather_addresses(&mut Netlink::open()?)?;
-        let mut own = BTreeSet::new();
-        own.extend(present.iter().map(|address| (address.local, address.interface)));
-        Ok(Self { changes, own })
+        let mut list = Netlink::open()?;
+        let own = present(&mut list)?;
+        Ok(Self { changes, list, stale: false, own })
     }
 
-    /// Applies the changes that have arrived, without waiting.
+    /// Applies the changes that have arrived, without waiting. If the kernel could not keep all of them, the addresses
+    /// are listed again.
     pub(crate) fn update(&mut self) {
-        let Self { changes, own } = self;
-        changes.drain(|kind, octets| {
+        let Self { changes, own, .. } = self;
+        let complete = changes.drain(|kind, octets| {
             let Some(address) = parse_address(octets) else { return };
             let entry = (address.local, address.interface);
             match kind {
@@ -51,6 +54,18 @@ impl OwnAddresses {
                 _ => {}
             }
         });
+        if complete && !self.stale {
+            return;
+        }
+        match present(&mut self.list) {
+            Ok(present) => (self.own, self.stale) = (present, false),
+            Err(error) => {
+                if !self.stale {
+                    log::warn!("the host's addresses have changed, and can't be listed yet: {error}");
+                }
+                self.stale = true;
+            }
+        }
     }
 
     /// Whether the host has this address at present, on any interface.
@@ -58,6 +73,12 @@ impl OwnAddresses {
         self.update();
         self.own.range((address, 0)..=(address, u32::MAX)).next().is_some()
     }
+}
+
+/// The present addresses.
+fn present(list: &mut Netlink) -> Result<BTreeSet<(IpAddr, u32)>, Error> {
+    let addresses = gather_addresses(list)?;
+    Ok(addresses.iter().map(|address| (address.local, address.interface)).collect())
 }
 
 impl AsFd for OwnAddresses {
@@ -68,6 +89,8 @@ impl AsFd for OwnAddresses {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::isolated::{add_link, ip, isolated};
 
@@ -88,6 +111,24 @@ mod tests {
             assert!(has("198.51.100.9"), "the other interface still has it");
             ip("address del 198.51.100.9/32 dev eth1");
             assert!(!has("198.51.100.9"));
+        });
+    }
+
+    /// The kernel keeps a limited number of changes. A new address that is not known would not be refused.
+    #[test]
+    fn addresses_are_listed_again_after_lost_changes() {
+        isolated(|| {
+            add_link("eth0", "192.0.2.10/24");
+            let mut own = OwnAddresses::watch().unwrap();
+            let mut batch = tempfile::NamedTempFile::new().unwrap();
+            for number in 0..4000 {
+                let address = std::net::Ipv4Addr::from(0x0a00_0001 + number);
+                writeln!(batch, "address add {address}/32 dev eth0").unwrap();
+            }
+            writeln!(batch, "address del 192.0.2.10/24 dev eth0").unwrap();
+            ip(&format!("-batch {}", batch.path().display()));
+            assert!(own.contains("10.0.15.160".parse().unwrap()), "the last one");
+            assert!(!own.contains("192.0.2.10".parse().unwrap()));
         });
     }
 }

@@ -104,6 +104,21 @@ fn an_address_that_the_host_gets_later_is_the_hosts() {
     assert_eq!(reaches(&net, &net.host, late, late, 7000), [false, false]);
 }
 
+/// The kernel keeps a limited number of changes for a process that does not read them.
+#[test]
+fn an_address_is_the_hosts_although_the_report_of_it_was_lost() {
+    let Some(net) = Net::new() else { return };
+    let daemon = net.pasta(&["--deny", "host"]);
+    daemon.signal("STOP");
+    net.host.sh("for net in $(seq 0 15); do for host in $(seq 1 250); do \
+                 echo address add 10.9.$net.$host/32 dev lo; done; done | ip -batch -
+                 ip address add 192.0.2.77/32 dev lo");
+    daemon.signal("CONT");
+    let late: IpAddr = "192.0.2.77".parse().unwrap();
+    assert_eq!(reaches(&net, &net.host, late, late, 7000), [false, false]);
+    assert!(daemon.runs());
+}
+
 /// Connections that bypass the link lead to the host, too.
 #[test]
 fn ports_that_bypass_the_link_are_the_hosts() {
