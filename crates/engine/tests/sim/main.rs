@@ -23,6 +23,7 @@ mod lies;
 mod limit;
 mod matrix;
 mod names;
+mod peers;
 mod questions;
 mod random;
 mod replacement;

@@ -157,3 +157,32 @@ fn slow_readers_lose_nothing_mtu_1500() {
     let (guest, outside) = connection(&net, false);
     assert_slow_reader_loses_nothing(&outside, &guest);
 }
+
+/// Routes, addresses and interfaces of the host come and go while bytes flow. The kernel repeats what was lost, and new
+/// connections work afterwards.
+#[test]
+fn transfers_survive_changes_of_the_hosts_network() {
+    const CHANGES: &str = "\
+ip route replace blackhole default; ip -6 route del default
+ip link add other type veth peer name another; ip link set other up; ip address add 203.0.113.77/24 dev other
+ip address add 198.51.100.77/24 dev eth0; ip address del 198.51.100.77/24 dev eth0
+ip link set eth0 down; ip link set eth0 up; ip link del other
+ip address replace 2001:db8:1::2/64 dev eth0 nodad
+ip route del blackhole default; ip route replace default via 198.51.100.1
+ip -6 route replace default via 2001:db8:1::1";
+    let Some(net) = start(65520) else { return };
+    let (guest, outside) = connection(&net, false);
+    for round in 1..=5 {
+        thread::scope(|scope| {
+            scope.spawn(|| net.host.sh(CHANGES));
+            scope.spawn(|| send(&guest, round, 32 << 20));
+            scope.spawn(|| receive(&outside, round, 32 << 20));
+            scope.spawn(|| send(&outside, round, 32 << 20));
+            receive(&guest, round, 32 << 20);
+        });
+    }
+    for inbound in [false, true] {
+        let (guest, outside) = connection(&net, inbound);
+        transfer(&guest, &outside, 1 << 20);
+    }
+}

@@ -333,7 +333,7 @@ impl AsFd for News {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -430,6 +430,48 @@ mod tests {
         fs::remove_dir(&file).unwrap();
         replace(&file, &text(2));
         assert_eq!(next(&mut watch), Some(resolver(2)));
+    }
+
+    /// Nothing that takes the file's place ends the watch, holds it up, or fills the memory. The next valid file counts.
+    #[test]
+    fn whatever_takes_the_place_of_the_file_is_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        replace(&file, &text(1));
+        let mut watch = watch(&file, Resolver::default());
+        assert_eq!(watch.changed(), Some(resolver(1)));
+        let binary: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+        let mut huge = "# nothing\n".repeat(1 << 20).into_bytes();
+        huge.extend(text(9).into_bytes());
+        let pipe = || rustix::fs::mkfifoat(CWD, &file, Mode::RUSR).unwrap();
+        let locked = || {
+            fs::write(&file, "").unwrap();
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o0)).unwrap();
+        };
+        let deep = || symlink("x/".repeat(2000), &file).unwrap();
+        let socket = || drop(std::os::unix::net::UnixListener::bind(&file).unwrap());
+        let places: [(&str, &dyn Fn()); 9] = [
+            ("a pipe", &pipe),
+            ("a socket", &socket),
+            ("a file without rights", &locked),
+            ("binary", &|| fs::write(&file, &binary).unwrap()),
+            ("huge", &|| fs::write(&file, &huge).unwrap()),
+            ("a device", &|| symlink("/dev/zero", &file).unwrap()),
+            ("a link to nothing", &|| symlink("/nowhere/at/all", &file).unwrap()),
+            ("a long link", &deep),
+            ("a link to the directory", &|| symlink(".", &file).unwrap()),
+        ];
+        for (number, (what, put)) in (2..).zip(places) {
+            fs::remove_file(&file).unwrap();
+            put();
+            assert_eq!(watch.changed(), None, "{what}");
+            replace(&file, &text(number));
+            let mut read = None;
+            while read.is_none() {
+                read = next(&mut watch);
+            }
+            assert_eq!(read, Some(resolver(number)), "after {what}");
+        }
     }
 
     /// The thread reports the content that it reads, including content that was new before the thread started.
