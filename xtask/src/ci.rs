@@ -56,7 +56,7 @@ fn fault_sweep() -> anyhow::Result<()> {
         return Ok(());
     }
     let built = programs().display().to_string();
-    step(NAME, &format!("{built}/torture --programs {built} --sample"), &[])
+    step(NAME, &format!("{built}/torture --programs {built} --guest {built}/xtask --sample"), &[])
 }
 
 /// Compares the instruction counts of hot functions, if this machine can.

@@ -77,12 +77,13 @@ Tasks:
   reach PID          Show what an attacker inside a running process could use:
                      system calls of each thread, by its loaded filters;
                      capabilities, namespaces, descriptors. For root
-  torture [--sample] [--start] [--only TEXT] [--jobs N] [--programs DIR]
-                     Make every system call of pasta, and of the start of pasta
-                     and passt (--start: only these), fail once, and judge what
-                     happens. Without options, all cells are run and the table
-                     in docs/torture.md is written. For root; see
-                     docs/design/torture.md
+  torture [--sample] [--start|--running] [--way TEXT] [--only TEXT] [--jobs N]
+          [--programs DIR] [--beside DIR] [--table FILE]
+                     Make every system call of pasta and passt (--start: only of
+                     their start) fail once, and judge what happens. Without
+                     options, all cells are run and the table in docs/torture.md
+                     is written. --beside: compare with another pasta. For root;
+                     see docs/design/torture.md
   help               Show this help
 ";
 

@@ -14,6 +14,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let target = own.parent().and_then(Path::parent).context("no target folder")?;
     let mut torture = Command::new("cargo");
     torture.args(["run", "--quiet", "-p", "torture", "--"]);
+    torture.arg("--guest").arg(&own);
     if !arguments.contains(&"--programs") {
         cargo(&["build", "--release", "-p", "passt", "-p", "pesto"])?;
         torture.arg("--programs").arg(target.join("release"));

@@ -25,6 +25,19 @@ const SPURIOUS: [&str; 11] = [
     "unix-listener",
     "pidfd",
 ];
+/// The same for passt, which has a guest's socket and neither a tap nor a command.
+const SPURIOUS_PASST: [&str; 10] = [
+    "guest",
+    "guest-listener",
+    "tcp",
+    "udp",
+    "ping",
+    "tcp-listener",
+    "signalfd",
+    "eventfd",
+    "netlink",
+    "unix-listener",
+];
 /// The same for the thread of the API socket.
 const SPURIOUS_API: [&str; 3] = ["eventfd", "unix", "unix-listener"];
 
@@ -32,16 +45,23 @@ const SPURIOUS_API: [&str; 3] = ["eventfd", "unix", "unix-listener"];
 pub(crate) fn faults(site: &Site) -> Vec<Fault> {
     let mut faults: Vec<Fault> = errnos(&site.call, &site.object).iter().map(|e| Fault::Errno(*e)).collect();
     let kind = site.object.split(' ').next().unwrap_or_default();
-    let stream = ["tcp", "unix", "log", "resolv.conf"].contains(&kind);
+    let stream = ["tcp", "unix", "guest", "log", "resolv.conf"].contains(&kind);
     match &*site.call {
         // The kernel transfers fewer bytes only if there are no more, or no more room: then epoll reports an edge later.
         "recvfrom" | "sendmsg" if kind == "tcp" => {}
+        // A message of a front-end is read when all of it has arrived.
+        "recvfrom" | "recvmsg"
+            if site.object == "guest PEEK" || site.call == "recvmsg" && kind == "guest" => {}
         "read" | "write" | "recvfrom" | "sendto" | "recvmsg" | "sendmsg" if stream => {
             faults.push(Fault::Short);
         }
         "sendmmsg" | "splice" => faults.push(Fault::Short),
         "epoll_pwait" | "epoll_pwait2" => {
-            let kinds: &[&str] = if site.thread == "api" { &SPURIOUS_API } else { &SPURIOUS };
+            let kinds: &[&str] = match &*site.thread {
+                "api" => &SPURIOUS_API,
+                "passt" => &SPURIOUS_PASST,
+                _ => &SPURIOUS,
+            };
             faults.extend(kinds.iter().map(|kind| Fault::Spurious((*kind).to_owned())));
             faults.push(Fault::Late);
         }
@@ -88,7 +108,7 @@ fn errnos(call: &str, object: &str) -> &'static [i32] {
             EIO,
         ],
         ("recvfrom" | "recvmsg" | "sendto" | "sendmsg", "netlink") => &[EAGAIN, EINTR, ENOBUFS, ENOMEM],
-        ("recvfrom" | "recvmsg", "unix") => &[EAGAIN, EINTR, ECONNRESET, ENOMEM],
+        ("recvfrom" | "recvmsg", "unix" | "guest") => &[EAGAIN, EINTR, ECONNRESET, ENOMEM],
         ("sendto" | "sendmsg", _) => &[EAGAIN, EINTR, EPIPE, ECONNRESET, ENOBUFS, ENOMEM],
         ("epoll_pwait" | "epoll_pwait2" | "clock_nanosleep", _) => &[EINTR],
         ("epoll_ctl", "ADD") => &[ENOMEM, ENOSPC],

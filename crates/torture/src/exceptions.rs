@@ -3,7 +3,7 @@
 use libc::EBADFD;
 
 use crate::fault::{Cell, Fault};
-use crate::start::Way;
+use crate::way::Way;
 
 /// Calls, objects (by their beginning) and errors, and why something is lost.
 const EXCEPTIONS: &[(&[&str], &str, &[i32], &str)] = &[(

@@ -12,6 +12,7 @@ mod sweep;
 mod table;
 mod trace;
 mod verdict;
+mod way;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -22,17 +23,19 @@ use lexopt::{Arg, ValueExt};
 const HELP: &str = "\
 Usage: torture --programs DIR [OPTION]...
 
-Makes every system call of pasta's running phase fail once, each in a session of
-its own; and every one of the start of pasta and passt. For root: the sessions
+Makes every system call of the running phase of pasta and passt fail once, each
+in a session of its own; and every one of their start. For root: the sessions
 need namespaces, and ptrace.
 
   --programs DIR    The folder with pasta and pesto
   --sample          One cell of each call, in less than 40 seconds
+  --guest PROGRAM   What connects a guest to passt: xtask
   --start           Only the start
-  --way TEXT        Only starts whose name begins with this
+  --running         Only the running phase
+  --way TEXT        Only parts whose name contains this
   --only TEXT       Only cells whose text contains this
   --jobs N          Sessions at a time (default: 8; they wait most of the time)
-  --beside DIR      Also the running phase of another pasta, in this folder
+  --beside DIR      Also a plain session, of this pasta and of the one in DIR
   --table FILE      Write the table of all cells to this file
   --list            Print the cells
 ";
@@ -71,6 +74,8 @@ fn parse(arguments: &[String]) -> anyhow::Result<Option<Options>> {
         match argument {
             Arg::Long("programs") => options.programs = parser.value()?.into(),
             Arg::Long("sample") => options.sweep.sample = true,
+            Arg::Long("guest") => options.sweep.guest = parser.value()?.into(),
+            Arg::Long("running") => options.sweep.running_only = true,
             Arg::Long("start") => options.sweep.start_only = true,
             Arg::Long("way") => options.sweep.way = parser.value()?.string()?,
             Arg::Long("beside") => options.sweep.beside = Some(parser.value()?.into()),

@@ -19,6 +19,8 @@ use nix::sched::{CloneFlags, setns};
 pub(crate) const HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
 /// The address of the peer's servers.
 pub(crate) const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 3));
+/// The default gateway. To the guest, it is the host's loopback interface.
+pub(crate) const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
 /// The address at which the guest asks DNS questions (`--dns-forward`).
 pub(crate) const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 99));
 

@@ -1,8 +1,10 @@
-//! One session: pasta with a command, all kinds of traffic and of clients, at most one fault, and the end by SIGTERM.
+//! One session: pasta with a command, or passt with a guest, all kinds of traffic and of clients, at most one fault, and
+//! the end by SIGTERM.
 
 mod clients;
 mod datagrams;
 pub(crate) mod flow;
+mod machine;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,9 +20,11 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::Site;
-use crate::net::{HOST, Net, PEER, Place, RESOLVER};
+use crate::net::{GATEWAY, HOST, Net, PEER, Place, RESOLVER};
 use crate::trace::{Descriptors, Task, Tracee};
+use crate::way::Way;
 use flow::{End, Report, Reports, Work};
+use machine::Machine;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -31,12 +35,31 @@ const IDLE: Duration = Duration::from_millis(700);
 /// Maximum time from SIGTERM to the end.
 const QUIT: Duration = Duration::from_secs(6);
 
-/// The ports of each group of TCP connections: its server's.
+/// The ports of each group of TCP connections: its server's. Local connections are those between the guest and the host's
+/// loopback interface: those of pasta bypass the link.
 pub(crate) const PORTS: [(&str, u16); 5] =
-    [("out", 7001), ("in", 8001), ("bypass-out", 7005), ("bypass-in", 8003), ("new-rule", 8010)];
+    [("out", 7001), ("in", 8001), ("local-out", 7005), ("local-in", 8003), ("new-rule", 8010)];
+/// The groups whose connections passt refuses while no guest is connected.
+pub(crate) const TO_MACHINE: [&str; 3] = ["in", "local-in", "new-rule"];
+/// Bytes that the guest sends through the link in a plain session.
+const SMALL: u32 = 10_000;
 const UDP_OUT: u16 = 7004;
 const UDP_IN: u16 = 8002;
-const UDP_BYPASS_OUT: u16 = 7006;
+const UDP_LOCAL_OUT: u16 = 7006;
+
+/// What a session is about.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Subject {
+    /// The folder with the programs.
+    pub(crate) programs: PathBuf,
+    /// Which program runs, and with which guest.
+    pub(crate) way: Way,
+    /// The program that connects a guest to passt.
+    pub(crate) guest: PathBuf,
+    /// The session has only what any pasta can do: no API, no control socket and no rules. Bulk of the guest that goes
+    /// through the link is small: on some machines the reference stalls for seconds.
+    pub(crate) plain: bool,
+}
 
 /// What happened in a session.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -67,19 +90,32 @@ pub(crate) struct Outcome {
     pub(crate) counts: Vec<(Site, u64)>,
 }
 
-/// Runs a session with the programs in this folder. `limits` are the numbers of descriptors below which the process is
-/// at rest.
-pub(crate) fn run(programs: &Path, task: Task, limits: &BTreeMap<String, usize>) -> anyhow::Result<Outcome> {
+/// Runs a session. `limits` are the numbers of descriptors below which the process is at rest.
+pub(crate) fn run(
+    subject: &Subject,
+    task: Task,
+    limits: &BTreeMap<String, usize>,
+) -> anyhow::Result<Outcome> {
     let net = Net::new()?;
     let record = matches!(task, Task::Record);
     let ready = net.dir.join("ready");
-    let tracee = Tracee::start(command(programs, &net)?, ready, task, !has_api(programs))?;
-    let guest = Place::of(format!("/proc/{}/ns/net", child(tracee.pid)?))?;
+    let programs = &subject.programs;
+    let machine = subject
+        .way
+        .bridge()
+        .map(|kind| Machine::start(&subject.guest, kind, &net.dir.join(SOCKET), ready.clone()));
+    let machine = machine.transpose()?;
+    let tracee = Tracee::start(command(subject, &net)?, ready, task, subject.plain)?;
+    let guest = match &machine {
+        Some(machine) => machine.place.clone(),
+        None => Place::of(format!("/proc/{}/ns/net", child(tracee.pid)?))?,
+    };
     let session = Session {
         net,
         guest,
+        machine,
         pesto: programs.join("pesto"),
-        has_api: has_api(programs),
+        plain: subject.plain,
         reports: Reports::default(),
     };
     session.start_servers()?;
@@ -107,37 +143,46 @@ pub(crate) fn run(programs: &Path, task: Task, limits: &BTreeMap<String, usize>)
     if record {
         outcome.counts = seen.counts.into_iter().collect();
     }
-    let log = fs::read_to_string(session.net.dir.join("pasta.log")).unwrap_or_default();
+    let log = fs::read_to_string(session.net.dir.join(LOG)).unwrap_or_default();
     outcome.log = log.lines().map(str::to_owned).collect();
     Ok(outcome)
 }
 
-fn command(programs: &Path, net: &Net) -> anyhow::Result<Command> {
-    let pasta = programs.join("pasta");
-    anyhow::ensure!(pasta.exists(), "{} does not exist: build it", pasta.display());
+fn command(subject: &Subject, net: &Net) -> anyhow::Result<Command> {
+    let program = subject.programs.join(subject.way.program());
+    anyhow::ensure!(program.exists(), "{} does not exist: build it", program.display());
     let ready = net.dir.join("ready");
-    let mut command = Command::new(pasta);
-    command.args(arguments(&net.dir, has_api(programs))).arg("--foreground");
-    command.args(["--", "sh", "-c", &format!("echo >{}; exec sleep 1000", ready.display())]);
+    let mut command = Command::new(program);
+    command.args(arguments(subject.way, &net.dir, subject.plain)).arg("--foreground");
+    if subject.way.bridge().is_none() {
+        command.args(["--", "sh", "-c", &format!("echo >{}; exec sleep 1000", ready.display())]);
+    }
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(fs::File::create(net.dir.join("stderr.log"))?);
     Ok(command)
 }
 
-/// Whether the programs are this project's: another pasta has no API, no control socket and no rules.
-pub(crate) fn has_api(programs: &Path) -> bool {
-    programs.join("pesto").exists()
-}
+/// The name of the log file, and of passt's socket for its guest.
+const LOG: &str = "main.log";
+const SOCKET: &str = "guest";
 
-/// The options with which all of the session's traffic works. `has_api`: see [`has_api`].
-pub(crate) fn arguments(dir: &Path, has_api: bool) -> Vec<String> {
+/// The options with which all of the session's traffic works. `plain`: see [`Subject::plain`].
+pub(crate) fn arguments(way: Way, dir: &Path, plain: bool) -> Vec<String> {
     let in_dir = |name: &str| dir.join(name).display().to_string();
-    let ports = ["-t", "8001,8003", "-u", "8002", "-T", "7005", "-U", "7006"];
-    let mut arguments: Vec<String> = ports.map(str::to_owned).into();
-    arguments.extend(["--config-net", "--dns-forward", &RESOLVER.to_string()].map(str::to_owned));
-    arguments.extend(["--log-file".to_owned(), in_dir("pasta.log")]);
-    if !has_api {
-        // It can't change its user in this network.
+    let mut arguments: Vec<String> = ["-t", "8001,8003", "-u", "8002"].map(str::to_owned).into();
+    match way {
+        Way::Command | Way::Joining => {
+            arguments.extend(["-T", "7005", "-U", "7006", "--config-net"].map(str::to_owned));
+        }
+        Way::Passt => arguments.extend(["--socket".to_owned(), in_dir(SOCKET)]),
+        Way::VhostUser => {
+            arguments.extend(["--vhost-user".to_owned(), "--socket".to_owned(), in_dir(SOCKET)]);
+        }
+    }
+    arguments.extend(["--dns-forward", &RESOLVER.to_string()].map(str::to_owned));
+    arguments.extend(["--log-file".to_owned(), in_dir(LOG)]);
+    if plain {
+        // The reference can't change its user in this network.
         arguments.extend(["--netns-only", "--runas", "0"].map(str::to_owned));
         return arguments;
     }
@@ -161,10 +206,12 @@ pub(crate) struct Session {
     pub(crate) net: Net,
     /// The guest's namespace.
     pub(crate) guest: Place,
+    /// What connects the guest to passt.
+    pub(crate) machine: Option<Machine>,
     /// The program.
     pub(crate) pesto: PathBuf,
-    /// See [`has_api`].
-    pub(crate) has_api: bool,
+    /// See [`Subject::plain`].
+    pub(crate) plain: bool,
     /// How flows end.
     pub(crate) reports: Reports,
 }
@@ -172,9 +219,9 @@ pub(crate) struct Session {
 impl Session {
     /// Starts the servers of host and peer.
     pub(crate) fn start_servers(&self) -> anyhow::Result<()> {
-        self.serve(&[("out", &self.net.peer, PEER), ("bypass-out", &self.net.host, LOOPBACK)])?;
+        self.serve(&[("out", &self.net.peer, PEER), ("local-out", &self.net.host, LOOPBACK)])?;
         datagrams::echo(&self.net.peer, (PEER, UDP_OUT).into())?;
-        datagrams::echo(&self.net.host, (LOOPBACK, UDP_BYPASS_OUT).into())?;
+        datagrams::echo(&self.net.host, (LOOPBACK, UDP_LOCAL_OUT).into())?;
         datagrams::resolver(&self.net.peer, (PEER, 53).into())
     }
 
@@ -182,7 +229,7 @@ impl Session {
     pub(crate) fn start_guests_servers(&self) -> anyhow::Result<()> {
         self.serve(&[
             ("in", &self.guest, ANY),
-            ("bypass-in", &self.guest, ANY),
+            ("local-in", &self.guest, ANY),
             ("new-rule", &self.guest, ANY),
         ])?;
         datagrams::echo(&self.guest, (ANY, UDP_IN).into())
@@ -196,12 +243,17 @@ impl Session {
         Ok(())
     }
 
+    /// The address of the host's loopback interface, for the guest.
+    fn local(&self) -> IpAddr {
+        if self.machine.is_some() { GATEWAY } else { LOOPBACK }
+    }
+
     /// The client's namespace and the server's address, of each group of TCP connections.
     fn tcp(&self) -> impl Iterator<Item = (&'static str, &Place, SocketAddr)> {
         let clients = [
             (&self.guest, PEER),
             (&self.net.peer, HOST),
-            (&self.guest, LOOPBACK),
+            (&self.guest, self.local()),
             (&self.net.host, LOOPBACK),
             (&self.net.peer, HOST),
         ];
@@ -213,36 +265,55 @@ impl Session {
         place.spawn(move || reports.add(group, work()))
     }
 
+    /// The function that opens a connection of a group. passt refuses those to the guest while no guest is connected.
+    fn opens(&self, group: &str) -> fn(SocketAddr, Work) -> End {
+        if self.machine.is_some() && TO_MACHINE.contains(&group) {
+            flow::patient_client
+        } else {
+            flow::client
+        }
+    }
+
     /// All traffic, at once.
     fn traffic(&self) -> anyhow::Result<()> {
-        const BULK: Work = Work::Bulk { up: 3 << 20, down: 3 << 20 };
+        // More than the link to a virtual machine holds.
+        let length = if self.machine.is_some() { 8 << 20 } else { 3 << 20 };
+        let bulk = |group| match group {
+            "out" if self.plain => Work::Bulk { up: SMALL, down: length },
+            "in" if self.plain => Work::Bulk { up: length, down: SMALL },
+            _ => Work::Bulk { up: length, down: length },
+        };
         let mut running = Vec::new();
         for (group, place, to) in self.tcp().filter(|(group, ..)| *group != "new-rule") {
-            running.push(self.client(group, place, move || flow::client(to, Work::Paced)));
-            running.push(self.client(group, place, move || flow::client(to, BULK)));
-            let reports = self.reports.clone();
+            let client = self.opens(group);
+            running.push(self.client(group, place, move || client(to, Work::Paced)));
+            let bulk = bulk(group);
+            running.push(self.client(group, place, move || client(to, bulk)));
+            let (reports, machine) = (self.reports.clone(), self.machine.clone());
             running.push(place.spawn(move || {
                 for number in 0..15 {
                     let work = Work::Bulk { up: 50 + number * 200, down: 3000 - number * 199 };
-                    reports.add(group, flow::client(to, work));
+                    reports.add(group, machine::while_connected(machine.as_ref(), || client(to, work)));
                 }
             }));
         }
         running.extend(self.datagrams());
-        if self.has_api {
+        if !self.plain {
             running.push(self.clients()?);
         }
+        running.extend(self.machine.as_ref().map(Machine::disturb));
         join(running)
     }
 
     fn datagrams(&self) -> Vec<Running> {
+        let local = self.local();
         vec![
             self.client("udp-out", &self.guest, || datagrams::exchange((PEER, UDP_OUT).into())),
             self.client("udp-in", &self.net.peer, || datagrams::exchange((HOST, UDP_IN).into())),
-            self.client("udp-bypass-out", &self.guest, || {
-                datagrams::exchange((LOOPBACK, UDP_BYPASS_OUT).into())
+            self.client("udp-local-out", &self.guest, move || {
+                datagrams::exchange((local, UDP_LOCAL_OUT).into())
             }),
-            self.client("udp-bypass-in", &self.net.host, || datagrams::exchange((LOOPBACK, UDP_IN).into())),
+            self.client("udp-local-in", &self.net.host, || datagrams::exchange((LOOPBACK, UDP_IN).into())),
             self.client("ping", &self.guest, || datagrams::ping(PEER)),
             self.client("dns", &self.guest, || datagrams::ask(RESOLVER)),
             self.client("dns-tcp", &self.guest, || datagrams::ask_by_tcp(RESOLVER)),
@@ -253,7 +324,8 @@ impl Session {
     fn clients(&self) -> anyhow::Result<Running> {
         self.net.set_resolvers("nameserver 198.51.100.3\nnameserver 198.51.100.1\n")?;
         let (reports, pesto, dir) = (self.reports.clone(), self.pesto.clone(), self.net.dir.clone());
-        let (peer, host) = (self.net.peer.clone(), self.net.host.clone());
+        let client = self.opens("new-rule");
+        let (peer, host, machine) = (self.net.peer.clone(), self.net.host.clone(), self.machine.clone());
         Ok(host.spawn(move || {
             let (conf, api) = (dir.join("conf"), dir.join("api"));
             reports.add("api", clients::api(&api));
@@ -270,7 +342,9 @@ impl Session {
             reports.add("pesto", added);
             if opened {
                 let work = Work::Bulk { up: 1000, down: 1000 };
-                let reached = peer.run(move || flow::client((HOST, 8010).into(), work));
+                let reached = machine::while_connected(machine.as_ref(), || {
+                    peer.run(move || client((HOST, 8010).into(), work))
+                });
                 reports.add("new-rule", reached.unwrap_or_else(|error| End::Ended(error.to_string())));
             }
             reports.add("pesto", repeated(&["-D", "-t", "8010"]));
@@ -279,13 +353,15 @@ impl Session {
 
     /// One flow of each group, to see whether everything works.
     pub(crate) fn short_traffic(&self) -> anyhow::Result<()> {
-        const SHORT: Work = Work::Bulk { up: 100_000, down: 100_000 };
+        let length = if self.plain { SMALL } else { 100_000 };
+        let short = Work::Bulk { up: length, down: length };
         let mut running = self.datagrams();
         for (group, place, to) in self.tcp().filter(|(group, ..)| *group != "new-rule") {
-            running.push(self.client(group, place, move || flow::client(to, SHORT)));
+            let client = self.opens(group);
+            running.push(self.client(group, place, move || client(to, short)));
         }
         let api = self.net.dir.join("api");
-        if self.has_api {
+        if !self.plain {
             running.push(self.client("api", &self.net.host, move || clients::api(&api)));
         }
         join(running)
@@ -296,9 +372,8 @@ type Running = JoinHandle<anyhow::Result<()>>;
 
 fn join(running: Vec<Running>) -> anyhow::Result<()> {
     for thread in running {
-        if thread.join().is_err() {
-            bail!("a thread of the session panicked");
-        }
+        let Ok(result) = thread.join() else { bail!("a thread of the session panicked") };
+        result?;
     }
     Ok(())
 }

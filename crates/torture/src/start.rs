@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Cell, Site};
 use crate::net::{Net, Place};
 use crate::session::flow::{End, Reports};
-use crate::session::{Session, arguments, child, has_api};
+use crate::session::{Session, arguments, child};
+use crate::way::Way;
 use trace::{Seen, Starting};
 
 /// Where the program's messages go.
@@ -32,57 +33,34 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Maximum time for the end of processes.
 const QUIT: Duration = Duration::from_secs(6);
 
-/// How the program is started.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub(crate) enum Way {
-    /// `pasta -- COMMAND`, in the foreground.
-    Command,
-    /// `pasta --netns FILE`, in the background.
-    Joining,
-    /// `passt`, in the background.
-    Passt,
-    /// `passt --vhost-user`, in the background.
-    VhostUser,
-}
-
-impl Way {
-    /// All of them, and what they are called in the table.
-    pub(crate) const ALL: [(Self, &'static str); 4] = [
-        (Self::Command, "pasta with a command"),
-        (Self::Joining, "pasta in a namespace, in the background"),
-        (Self::Passt, "passt, in the background"),
-        (Self::VhostUser, "passt with vhost-user, in the background"),
-    ];
-
-    fn command(self, programs: &Path, dir: &Path) -> Command {
-        let file = |name: &str| dir.join(name).display().to_string();
-        let name = if matches!(self, Self::Command | Self::Joining) { "pasta" } else { "passt" };
-        let mut command = Command::new(programs.join(name));
-        command.args(["--pid", &file("pid")]);
-        match self {
-            Self::Command | Self::Joining => command.args(arguments(dir, has_api(programs))),
-            Self::Passt | Self::VhostUser => command.args([
-                "-t",
-                "8001",
-                "-u",
-                "8002",
-                "--socket",
-                &file("guest"),
-                "--conf-path",
-                &file("conf"),
-            ]),
-        };
-        match self {
-            Self::Command => {
-                let script = format!("echo >{}; exec sleep 1000", file("ready"));
-                command.args(["--foreground", "--", "sh", "-c", &script])
-            }
-            Self::Joining => command.args(["--netns", JOINED]),
-            Self::Passt => &mut command,
-            Self::VhostUser => command.arg("--vhost-user"),
-        };
-        command
-    }
+/// The command that starts a program.
+fn command(way: Way, programs: &Path, dir: &Path) -> Command {
+    let file = |name: &str| dir.join(name).display().to_string();
+    let mut command = Command::new(programs.join(way.program()));
+    command.args(["--pid", &file("pid")]);
+    match way {
+        Way::Command | Way::Joining => command.args(arguments(way, dir, false)),
+        Way::Passt | Way::VhostUser => command.args([
+            "-t",
+            "8001",
+            "-u",
+            "8002",
+            "--socket",
+            &file("guest"),
+            "--conf-path",
+            &file("conf"),
+        ]),
+    };
+    match way {
+        Way::Command => {
+            let script = format!("echo >{}; exec sleep 1000", file("ready"));
+            command.args(["--foreground", "--", "sh", "-c", &script])
+        }
+        Way::Joining => command.args(["--netns", JOINED]),
+        Way::Passt => &mut command,
+        Way::VhostUser => command.arg("--vhost-user"),
+    };
+    command
 }
 
 /// What happened at one start.
@@ -113,8 +91,9 @@ pub(crate) fn run(programs: &Path, way: Way, cells: &[Cell]) -> anyhow::Result<V
     let session = Session {
         net,
         guest,
+        machine: None,
         pesto: PathBuf::new(),
-        has_api: has_api(&programs),
+        plain: false,
         reports: Reports::default(),
     };
     session.start_servers()?;
@@ -140,7 +119,7 @@ fn shell(arguments: &[&str]) -> anyhow::Result<()> {
 
 fn start(programs: &Path, way: Way, cell: Option<Cell>, session: &Session) -> anyhow::Result<Outcome> {
     let dir = &session.net.dir;
-    for name in ["pid", "guest", "conf", "api", "pasta.log", "flows.log", "ready", "stderr"] {
+    for name in ["pid", "guest", "conf", "api", "main.log", "flows.log", "ready", "stderr"] {
         // It may not exist.
         let _removed = fs::remove_file(dir.join(name));
     }
@@ -150,7 +129,7 @@ fn start(programs: &Path, way: Way, cell: Option<Cell>, session: &Session) -> an
                  sh -c 'echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range'"])?;
     }
     let before = files();
-    let program = Starting::new(way.command(programs, dir), cell)?;
+    let program = Starting::new(command(way, programs, dir), cell)?;
     let mut outcome = Outcome { ready: await_ready(&program, way, dir), ..Outcome::default() };
     if outcome.ready {
         outcome.broken = use_it(&program, way, session).err().map(|error| format!("{error:#}"));

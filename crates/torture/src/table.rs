@@ -1,7 +1,7 @@
 //! The table of all cells, as Markdown, and its totals.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt;
 
 use crate::verdict::{Row, Start, Wrong};
 
@@ -9,10 +9,25 @@ use crate::verdict::{Row, Start, Wrong};
 const HEAD: &str = "\
 # The fault sweep: results
 
-`cargo xtask torture` has written this page. Each call of pasta's running phase fails once, in a session of its own, the first time and
-once in the middle. Then each call of a start, from the execution to the event loop, fails once.
+`cargo xtask torture` has written this page. Each call of the running phase of pasta and passt fails once, in a session of its own,
+with each of its errors; those of pasta and of the guest's connection to passt the first time and once in the middle. Then each call of
+a start, from the execution to the event loop, fails once.
 [The record](design/torture.md) says how, and what the words mean.
 ";
+
+/// The headings of the results in the plain session: ours, and those of another program.
+pub(crate) const PLAIN: &str = "The running phase of pasta in a plain session";
+pub(crate) const BESIDE: &str = "The running phase of another pasta in a plain session";
+
+/// The parts that come first on the page, in this order.
+const ORDER: [&str; 6] = [
+    "The running phase of pasta",
+    "The running phase of passt",
+    "The running phase of passt with vhost-user",
+    "Side by side",
+    PLAIN,
+    BESIDE,
+];
 
 /// Totals.
 #[derive(Debug, Default)]
@@ -58,6 +73,29 @@ impl Summary {
     }
 }
 
+impl Summary {
+    /// The totals of a running phase, and what they are called.
+    fn running(&self) -> [(usize, &'static str); 14] {
+        let count = |wrong| self.wrong.get(&wrong).copied().unwrap_or(0);
+        [
+            (self.cells, "cells"),
+            (count(Wrong::Exit), "exits"),
+            (count(Wrong::Loss), "losses"),
+            (count(Wrong::Hang), "hangs"),
+            (count(Wrong::Corruption), "corruptions"),
+            (count(Wrong::Later), "lasting failures"),
+            (count(Wrong::Leak), "leaks"),
+            (count(Wrong::Spin), "spins"),
+            (count(Wrong::Flood), "floods"),
+            (count(Wrong::Status), "wrong ends"),
+            (self.excepted, "exceptions"),
+            (self.ended, "the flow that was hit ended"),
+            (self.not_reached, "not reached"),
+            (self.once, "failed once only"),
+        ]
+    }
+}
+
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |wrong| self.wrong.get(&wrong).copied().unwrap_or(0);
@@ -81,51 +119,95 @@ impl fmt::Display for Summary {
                 self.once,
             );
         }
-        write!(
-            f,
-            "{} cells: {} exits, {} losses, {} hangs, {} corruptions, {} lasting failures, {} leaks, {} spins, \
-             {} floods, {} wrong ends; {} exceptions; in {} the flow that was hit ended; {} not reached; {} failed \
-             once only",
-            self.cells,
-            count(Wrong::Exit),
-            count(Wrong::Loss),
-            count(Wrong::Hang),
-            count(Wrong::Corruption),
-            count(Wrong::Later),
-            count(Wrong::Leak),
-            count(Wrong::Spin),
-            count(Wrong::Flood),
-            count(Wrong::Status),
-            self.excepted,
-            self.ended,
-            self.not_reached,
-            self.once,
-        )
+        let words = self.running().map(|(number, name)| format!("{number} {name}"));
+        write!(f, "{}", words.join(", "))
     }
 }
 
-/// The table of each part: one row for each place and result, with the faults that had this result.
-pub(crate) fn draw(parts: &[(&str, Vec<Row>)]) -> String {
-    let mut text = HEAD.to_owned();
+/// The table of each part: one row for each place and result, with the faults that had this result. Parts of the page
+/// `before` that were not run again stay.
+pub(crate) fn draw(parts: &[(&str, Vec<Row>)], before: &str) -> String {
+    let mut sections: Vec<(String, String)> = Vec::new();
+    for section in before.split("\n## ").skip(1) {
+        let (name, text) = section.split_once('\n').unwrap_or((section, ""));
+        sections.push((name.to_owned(), format!("{}\n", text.trim_end())));
+    }
+    let mut put = |name: &str, text: String| match sections.iter_mut().find(|(known, _)| known == name) {
+        Some(section) => section.1 = text,
+        None => sections.push((name.to_owned(), text)),
+    };
     for (name, rows) in parts {
-        let mut merged: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-        for row in rows {
-            let result = row.verdict.as_ref().map_or_else(|| "not reached".to_owned(), ToString::to_string);
-            let faults = merged.entry((row.cell.site.to_string(), result)).or_default();
-            let fault = row.cell.fault.to_string();
-            if !faults.contains(&fault) {
-                faults.push(fault);
-            }
-        }
-        let summary = Summary::of(rows);
-        // Writing to a string does not fail.
-        let _written = write!(
-            text,
-            "\n## {name}\n\n{summary}.\n\n| thread: call (object) | fault | result |\n|---|---|---|\n"
-        );
-        for ((site, result), faults) in merged {
-            let _written = writeln!(text, "| {site} | {} | {result} |", faults.join(", "));
+        put(name, section(rows));
+    }
+    let summary = |wanted| parts.iter().find(|(name, _)| *name == wanted).map(|(_, rows)| Summary::of(rows));
+    if let (Some(ours), Some(other)) = (summary(PLAIN), summary(BESIDE)) {
+        put("Side by side", compared(&ours, &other));
+    }
+    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    sections.sort_by_key(|(name, _)| place(name));
+    sections.into_iter().fold(HEAD.to_owned(), |page, (name, text)| format!("{page}\n## {name}\n{text}"))
+}
+
+fn section(rows: &[Row]) -> String {
+    let mut merged: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+    for row in rows {
+        let result = row.verdict.as_ref().map_or_else(|| "not reached".to_owned(), ToString::to_string);
+        let faults = merged.entry((row.cell.site.to_string(), result)).or_default();
+        let fault = row.cell.fault.to_string();
+        if !faults.contains(&fault) {
+            faults.push(fault);
         }
     }
-    text
+    let summary = Summary::of(rows);
+    let head = format!("\n{summary}.\n\n| thread: call (object) | fault | result |\n|---|---|---|\n");
+    merged.into_iter().fold(head, |text, ((site, result), faults)| {
+        format!("{text}| {site} | {} | {result} |\n", faults.join(", "))
+    })
+}
+
+/// The totals of the two programs in the plain session.
+fn compared(ours: &Summary, other: &Summary) -> String {
+    let head = "\nBoth in the plain session: no API, no control socket, no rules, and little bulk of the guest through \
+                the link. The programs make different calls, so they have different cells.\n\n\
+                | | this pasta | another pasta |\n|---|---|---|\n";
+    let rows = ours.running().into_iter().zip(other.running());
+    rows.fold(head.to_owned(), |text, ((ours, name), (other, _))| {
+        format!("{text}| {name} | {ours} | {other} |\n")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Cell, Fault, Site};
+    use crate::verdict::Verdict;
+
+    fn row(wrong: &[Wrong]) -> Row {
+        let site = Site { thread: "pasta".into(), call: "read".into(), object: "tap".into() };
+        let cell = Cell { site, number: 1, fault: Fault::Short };
+        let wrong = wrong.iter().map(|wrong| (*wrong, "why".to_owned())).collect();
+        Row { cell, verdict: Some(Verdict { wrong, ..Verdict::default() }), once: None }
+    }
+
+    #[test]
+    fn parts_that_are_not_run_again_stay() {
+        let first = draw(&[("The running phase of passt", vec![row(&[])]), ("later", vec![row(&[])])], "");
+        let parts = [("The running phase of pasta", vec![row(&[Wrong::Leak])]), ("later", vec![])];
+        let page = draw(&parts, &first);
+        let names: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert_eq!(names, ["The running phase of pasta", "The running phase of passt", "later"]);
+        assert!(
+            page.starts_with(HEAD) && page.contains("| pasta: read(tap) | short | Leak: why |"),
+            "{page}"
+        );
+        assert_eq!(page.matches("nothing lost").count(), 1, "{page}");
+        assert_eq!(draw(&parts, &page), page);
+    }
+
+    #[test]
+    fn two_programs_are_compared() {
+        let parts = [(PLAIN, vec![row(&[])]), (BESIDE, vec![row(&[Wrong::Exit]), row(&[Wrong::Exit])])];
+        let page = draw(&parts, "");
+        assert!(page.contains("| cells | 1 | 2 |") && page.contains("| exits | 0 | 2 |"), "{page}");
+    }
 }

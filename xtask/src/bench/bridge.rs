@@ -2,16 +2,18 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use sys::tap::{Offloads, TapDevice};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// The end-to-end tests have a front-end and a driver, which are used here, too.
 #[allow(dead_code, reason = "the tests need more of it")]
@@ -37,7 +39,8 @@ const FRAMES: usize = 64;
 /// Maximum time until passt accepts a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// `xtask bridge KIND SOCKET TAP`. Prints a line when the tap exists, and ends with its standard input.
+/// `xtask bridge KIND SOCKET TAP`. Prints a line when the tap exists, and ends with its standard input or with the
+/// connection to the socket.
 pub(crate) fn main(arguments: &[&str]) -> anyhow::Result<()> {
     let [kind, socket, tap] = *arguments else { bail!("bridge: wrong arguments") };
     let offloads = match kind {
@@ -47,19 +50,31 @@ pub(crate) fn main(arguments: &[&str]) -> anyhow::Result<()> {
     };
     let tap = File::from(TapDevice::create(tap, offloads)?.fd);
     let features = VERSION_1 | MRG_RXBUF | GUEST_CSUM;
+    let (end, ended) = mpsc::channel();
     match kind {
-        "stream" => on_stream(connect(socket)?, tap)?,
+        "stream" => on_stream(connect(socket)?, tap, &end)?,
         "listen" => {
-            let listener = UnixListener::bind(socket)?;
-            thread::spawn(move || on_stream(listener.accept()?.0, tap));
+            let (listener, end) = (UnixListener::bind(socket)?, end.clone());
+            thread::spawn(move || on_stream(listener.accept()?.0, tap, &end));
         }
-        "vhost-user" => on_rings(socket, tap, features)?,
-        "vhost-user-tso" => on_rings(socket, tap, features | GUEST_TSO | HOST_OFFLOADS)?,
+        "vhost-user" => on_rings(socket, tap, features, &end)?,
+        "vhost-user-tso" => on_rings(socket, tap, features | GUEST_TSO | HOST_OFFLOADS, &end)?,
         _ => bail!("no such bridge: {kind}"),
     }
     println!("ready");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    start(&end, || std::io::stdin().read_to_end(&mut Vec::new()));
+    ended.recv()?;
     Ok(())
+}
+
+/// Runs `work` on a thread. The bridge ends with it.
+fn start<T>(end: &Sender<()>, work: impl FnOnce() -> T + Send + 'static) {
+    let end = end.clone();
+    thread::spawn(move || {
+        let _result = work();
+        // Another thread has ended before, and nothing receives any more.
+        let _late = end.send(());
+    });
 }
 
 fn connect(socket: &str) -> anyhow::Result<UnixStream> {
@@ -80,10 +95,10 @@ fn wait_until(_what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Bridges the tap to a stream socket, on which each frame follows its length.
-fn on_stream(socket: UnixStream, tap: File) -> anyhow::Result<()> {
+fn on_stream(socket: UnixStream, tap: File, end: &Sender<()>) -> anyhow::Result<()> {
     let (from, to) = (socket.try_clone()?, tap.try_clone()?);
-    thread::spawn(move || tap_to_stream(&tap, from));
-    thread::spawn(move || stream_to_tap(socket, &to));
+    start(end, move || tap_to_stream(&tap, from));
+    start(end, move || stream_to_tap(socket, &to));
     Ok(())
 }
 
@@ -130,7 +145,7 @@ fn next_frame(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// Bridges the tap to virtio rings, with those of `features` that passt offers.
-fn on_rings(socket: &str, tap: File, features: u64) -> anyhow::Result<()> {
+fn on_rings(socket: &str, tap: File, features: u64, end: &Sender<()>) -> anyhow::Result<()> {
     use vhost::VhostBackend;
     let driver = DriverConfig { features, ..DriverConfig::default() };
     let mut front_end = FrontEnd::connect(Path::new(socket), driver);
@@ -141,11 +156,18 @@ fn on_rings(socket: &str, tap: File, features: u64) -> anyhow::Result<()> {
     let (Some(from_guest), Some(to_guest)) = (front_end.queues.pop(), front_end.queues.pop()) else {
         bail!("no queues")
     };
-    // The back-end stops when the connection ends.
-    std::mem::forget(front_end);
+    start(end, move || await_end(&front_end));
     let to = tap.try_clone()?;
-    thread::spawn(move || tap_to_ring(&tap, from_guest));
-    thread::spawn(move || ring_to_tap(to_guest, &to));
+    start(end, move || tap_to_ring(&tap, from_guest));
+    start(end, move || ring_to_tap(to_guest, &to));
+    Ok(())
+}
+
+/// Waits until the back-end closes the connection.
+fn await_end(front_end: &FrontEnd) -> std::io::Result<()> {
+    let (epoll, wanted) = (Epoll::new()?, EpollEvent::new(EventSet::READ_HANG_UP, 0));
+    epoll.ctl(ControlOperation::Add, front_end.frontend.as_raw_fd(), wanted)?;
+    while epoll.wait(-1, &mut [EpollEvent::default()])? == 0 {}
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use crate::net::Place;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 /// Time between two messages of a paced connection.
 const PACE: Duration = Duration::from_millis(25);
+/// Maximum time during which a connection is refused and opened again.
+const REFUSALS: Duration = Duration::from_secs(5);
 /// Number of messages of a paced connection.
 const MESSAGES: usize = 30;
 const CHUNK: usize = 64 << 10;
@@ -126,6 +128,19 @@ pub(crate) fn serve(place: &Place, at: SocketAddr, group: &str, reports: &Report
 /// Opens a connection in the namespace of this thread, does the work, and reports.
 pub(crate) fn client(to: SocketAddr, work: Work) -> End {
     end_of(TcpStream::connect_timeout(&to, PATIENCE).map_err(Stop::Io).and_then(|stream| talk(stream, work)))
+}
+
+/// Like [`client`], but repeats what is refused.
+pub(crate) fn patient_client(to: SocketAddr, work: Work) -> End {
+    let end = Instant::now() + REFUSALS;
+    loop {
+        match TcpStream::connect_timeout(&to, PATIENCE) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < end => {
+                std::thread::sleep(PACE);
+            }
+            result => return end_of(result.map_err(Stop::Io).and_then(|stream| talk(stream, work))),
+        }
+    }
 }
 
 /// Why a connection did not do all its work.

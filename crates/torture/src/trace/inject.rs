@@ -134,8 +134,9 @@ pub(crate) fn start(
             } else {
                 regs.rdi
             };
-            let is_tcp = descriptors.kind(fd as i32) == "tcp";
-            Ok(Some(if *errno == libc::EAGAIN && call != "connect" && is_tcp {
+            // Those that may be watched for edges.
+            let is_watched = ["tcp", "guest"].contains(&&*descriptors.kind(fd as i32));
+            Ok(Some(if *errno == libc::EAGAIN && call != "connect" && is_watched {
                 Pending::ResultThenReady(result, fd as i32)
             } else {
                 Pending::Result(result)

@@ -44,6 +44,7 @@ impl Descriptors {
             "/dev/net/tun" => "tap".to_owned(),
             "/dev/null" => "null".to_owned(),
             link if link.starts_with("pipe:") => "pipe".to_owned(),
+            link if link.starts_with("/memfd:") => "memory".to_owned(),
             link if link.ends_with("resolv.conf") => "resolv.conf".to_owned(),
             link if link.ends_with("/stderr") => "stderr".to_owned(),
             link if link.contains(".log") => "log".to_owned(),
@@ -82,6 +83,7 @@ fn socket_kind(socket: &impl AsFd) -> String {
     let kind = sockopt::socket_type(socket).unwrap_or(SocketType::RAW);
     let listens = sockopt::socket_acceptconn(socket).unwrap_or(false);
     let name = match (family, kind) {
+        (AddressFamily::UNIX, SocketType::STREAM) if is_guests(socket) => "guest",
         (AddressFamily::UNIX, SocketType::STREAM) => "unix",
         (AddressFamily::UNIX, _) => "unix-dgram",
         (AddressFamily::NETLINK, _) => "netlink",
@@ -95,4 +97,11 @@ fn socket_kind(socket: &impl AsFd) -> String {
         _ => "socket",
     };
     if listens { format!("{name}-listener") } else { name.to_owned() }
+}
+
+/// Whether a UNIX socket is passt's for its guest: a connection has the address of its listening socket.
+fn is_guests(socket: &impl AsFd) -> bool {
+    let address =
+        net::getsockname(socket).ok().and_then(|address| net::SocketAddrUnix::try_from(address).ok());
+    address.is_some_and(|address| address.path_bytes().is_some_and(|path| path.ends_with(b"/guest")))
 }
