@@ -15,36 +15,9 @@ use super::*;
 use crate::{
     config::{Config, Mode},
     host::{Facts, RouteMetric},
-    isolated::{has_ip, skipped},
+    isolated::as_root_of_namespace,
     plan::plan,
 };
-
-const NAMESPACE: &str = "PASST_TEST_NAMESPACE";
-
-/// Runs `body`, a closure of the calling test, in a new user and network namespace. Starts this program again in the
-/// namespaces, for the calling test only.
-fn in_namespace<F: FnOnce()>(body: F) {
-    if std::env::var_os(NAMESPACE).is_some() {
-        body();
-        return;
-    }
-    if !has_ip() {
-        return skipped("ip (iproute2) is not installed");
-    }
-    let closure = std::any::type_name::<F>();
-    let name = closure.strip_prefix("passt::").and_then(|name| name.strip_suffix("::{{closure}}"));
-    let name = name.unwrap_or_else(|| panic!("{closure} is not a closure of a test"));
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--net", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(NAMESPACE, "1")
-        .output()
-        .expect("unshare(1) of util-linux is needed");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "in a namespace:\n{text}\n{errors}");
-}
 
 /// Runs ip(8) with one command per line.
 fn ip(commands: &str) {
@@ -118,7 +91,7 @@ fn texts(configured: &Configured) -> Vec<&str> {
 /// IPv6 is usable at once.
 #[test]
 fn copies_both_families_r29_r30() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("addr add 198.51.100.9/24 dev eth0 label eth0:x valid_lft 90 preferred_lft 80
             addr add 203.0.113.7/32 dev eth0
@@ -182,7 +155,7 @@ fn copies_both_families_r29_r30() {
 /// Several IPv6 addresses keep the order in which the kernel lists and prefers them.
 #[test]
 fn ipv6_addresses_keep_their_order() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("addr add 2001:db8:1::3/64 dev eth0\naddr add 2001:db8:7::3/64 dev eth0 nodad");
         let global = || -> Vec<IpAddr> {
@@ -202,7 +175,7 @@ fn ipv6_addresses_keep_their_order() {
 /// behaviour §3.6: the reference program fails if the routes exceed one batch of 64 KiB.
 #[test]
 fn copies_thousands_of_routes() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         let mut commands = String::new();
         for n in 0..2500 {
@@ -226,7 +199,7 @@ fn copies_thousands_of_routes() {
 /// multipath routes are copied.
 #[test]
 fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("link add eth1 type veth peer name wire1
             link set eth1 up
@@ -282,7 +255,7 @@ fn copies_multipath_and_nexthop_objects_r25_r20_r24_r26() {
 /// R-24: next hops that are down on the host are copied without that state.
 #[test]
 fn state_of_next_hops_is_not_copied_r24() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("route add 10.3.0.0/16 nexthop via 198.51.100.5 nexthop via 198.51.100.6
             route add 2001:db8:3::/48 nexthop via 2001:db8:1::5 nexthop via 2001:db8:1::6
@@ -305,7 +278,7 @@ fn state_of_next_hops_is_not_copied_r24() {
 /// reached.
 #[test]
 fn dependent_routes_settle_r27() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         // In the kernel's order, 10.0.0.0/8 comes before the route to its gateway. The gateway of 10.66.0.0/16 has no
         // route.
@@ -331,7 +304,7 @@ fn dependent_routes_settle_r27() {
 /// R-31: options for one family do not prevent copying the other family.
 #[test]
 fn families_are_independent_r31() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("route add 10.0.0.0/8 via 198.51.100.5\naddr add 2001:db8:1::3/64 dev eth0");
         let configured = replace(&config(|config| {
@@ -361,7 +334,7 @@ fn families_are_independent_r31() {
 /// R-32: a namespace without IPv6 (here by sysctl) gets only IPv4, with a warning.
 #[test]
 fn namespace_without_ipv6_r32() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         sysctl("ipv6/conf/default/disable_ipv6", "1");
         let configured = replace(&config(|_| ())).unwrap();
@@ -377,7 +350,7 @@ fn namespace_without_ipv6_r32() {
 /// behaviour §3.5: the host has no template in either family.
 #[test]
 fn local_mode() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         let configured = replace(&config(|_| ())).unwrap();
         assert_eq!(texts(&configured), [""; 0]);
         let lines = show("-o addr show dev tap0");
@@ -391,7 +364,7 @@ fn local_mode() {
 /// behaviour §3.6: an unreachable `--gateway` is an error, and the message names the gateway.
 #[test]
 fn gateway_that_is_not_on_the_link() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         let error =
             replace(&config(|config| config.v4.gateway = Some("192.0.2.1".parse().unwrap()))).unwrap_err();
@@ -405,7 +378,7 @@ fn gateway_that_is_not_on_the_link() {
 /// R-21, R-33, R-34: a point-to-point interface without MAC address, and a default route without gateway.
 #[test]
 fn point_to_point_template_r21_r33_r34() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         ip("tuntap add dev ppp0 mode tun
             addr add 10.0.0.1 peer 10.0.0.2 dev ppp0
             link set ppp0 up
@@ -427,7 +400,7 @@ fn point_to_point_template_r21_r33_r34() {
 /// behaviour §3.6: without `--config-net` lo is up, and the interface is not configured.
 #[test]
 fn without_config_net() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         let configured = replace(&config(|config| config.pasta.config_net = false)).unwrap();
         assert_eq!(configured.mac, Mac([2, 0, 0, 0, 0, 9]));
@@ -443,7 +416,7 @@ fn without_config_net() {
 /// that doesn't exist.
 #[test]
 fn errors_name_the_object() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         let error =
             replace(&config(|config| config.pasta.ns_mac = Some(Mac([1, 0, 0, 0, 0, 9])))).unwrap_err();
         assert!(
@@ -459,7 +432,7 @@ fn errors_name_the_object() {
 /// Metrics of routes are copied, with their lock bits.
 #[test]
 fn route_metrics_are_gathered() {
-    in_namespace(|| {
+    as_root_of_namespace(|| {
         host();
         ip("route add 10.0.0.0/8 via 198.51.100.5 mtu lock 1400 advmss 1300");
         let facts = Facts::gather().unwrap();
