@@ -59,6 +59,8 @@ pub(crate) struct Subject {
     /// The session has only what any pasta can do: no API, no control socket and no rules. Bulk of the guest that goes
     /// through the link is small: on some machines the reference stalls for seconds.
     pub(crate) plain: bool,
+    /// What the program's filters of system calls allow is not known.
+    pub(crate) foreign: bool,
 }
 
 /// What happened in a session.
@@ -105,7 +107,7 @@ pub(crate) fn run(
         .bridge()
         .map(|kind| Machine::start(&subject.guest, kind, &net.dir.join(SOCKET), ready.clone()));
     let machine = machine.transpose()?;
-    let tracee = Tracee::start(command(subject, &net)?, ready, task, subject.plain)?;
+    let tracee = Tracee::start(command(subject, &net)?, ready, task, subject.foreign)?;
     let guest = match &machine {
         Some(machine) => machine.place.clone(),
         None => Place::of(format!("/proc/{}/ns/net", child(tracee.pid)?))?,

@@ -120,16 +120,16 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
             .map_or(Ok(()), |path| std::fs::write(path, table::draw(&parts, &before)))
             .context("can't write the table")
     };
-    let subject = |way, programs: &Path, plain| {
+    let subject = |way, programs: &Path, plain, foreign| {
         let (programs, guest) = (programs.to_owned(), options.guest.clone());
-        Subject { programs, way, guest, plain }
+        Subject { programs, way, guest, plain, foreign }
     };
     let is_wanted = |(_, name): &(Way, &str)| name.contains(&options.way);
     if !options.start_only {
         // Sessions with vhost-user still lose a connection now and then without a reason in the fault.
         let is_sampled = |(way, _): &(Way, &str)| !options.sample || *way != Way::VhostUser;
         for (way, name) in Way::RUNNING.into_iter().filter(is_wanted).filter(is_sampled) {
-            add((name, sweep_running(&subject(way, programs, false), start, options)?))?;
+            add((name, sweep_running(&subject(way, programs, false, false), start, options)?))?;
         }
     }
     if !options.sample && !options.running_only {
@@ -138,8 +138,8 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         }
     }
     if let Some(other) = &options.beside {
-        for (name, programs) in [(table::PLAIN, programs), (table::BESIDE, other)] {
-            add((name, sweep_running(&subject(Way::Command, programs, true), start, options)?))?;
+        for (name, programs, foreign) in [(table::PLAIN, programs, false), (table::BESIDE, other, true)] {
+            add((name, sweep_running(&subject(Way::Command, programs, true, foreign), start, options)?))?;
         }
     }
     if options.list {
@@ -349,7 +349,7 @@ mod tests {
     }
 
     fn subject(way: Way) -> Subject {
-        Subject { programs: PathBuf::new(), way, guest: PathBuf::new(), plain: false }
+        Subject { programs: PathBuf::new(), way, guest: PathBuf::new(), plain: false, foreign: false }
     }
 
     #[test]

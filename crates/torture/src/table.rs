@@ -20,13 +20,12 @@ pub(crate) const PLAIN: &str = "The running phase of pasta in a plain session";
 pub(crate) const BESIDE: &str = "The running phase of another pasta in a plain session";
 
 /// The parts that come first on the page, in this order.
-const ORDER: [&str; 6] = [
+const ORDER: [&str; 5] = [
     "The running phase of pasta",
     "The running phase of passt",
     "The running phase of passt with vhost-user",
     "Side by side",
     PLAIN,
-    BESIDE,
 ];
 
 /// Totals.
@@ -136,7 +135,8 @@ pub(crate) fn draw(parts: &[(&str, Vec<Row>)], before: &str) -> String {
         Some(section) => section.1 = text,
         None => sections.push((name.to_owned(), text)),
     };
-    for (name, rows) in parts {
+    // Of another program, only totals: the page is about this one.
+    for (name, rows) in parts.iter().filter(|(name, _)| *name != BESIDE) {
         put(name, section(rows));
     }
     let summary = |wanted| parts.iter().find(|(name, _)| *name == wanted).map(|(_, rows)| Summary::of(rows));
@@ -209,5 +209,6 @@ mod tests {
         let parts = [(PLAIN, vec![row(&[])]), (BESIDE, vec![row(&[Wrong::Exit]), row(&[Wrong::Exit])])];
         let page = draw(&parts, "");
         assert!(page.contains("| cells | 1 | 2 |") && page.contains("| exits | 0 | 2 |"), "{page}");
+        assert!(page.contains(&format!("## {PLAIN}\n")) && !page.contains(BESIDE), "{page}");
     }
 }
