@@ -155,8 +155,8 @@ expect this program. This package makes {PACKAGE} serve them: it has the
 command line and the API socket of slirp4netns 1.2.
 
 %install
-cp -a {main}/. {slirp4netns}/. %{{buildroot}}/
-find %{{buildroot}} -exec touch --no-dereference --date=@{epoch} {{}} +
+cp -a \"{main}/.\" \"{slirp4netns}/.\" \"%{{buildroot}}/\"
+find \"%{{buildroot}}\" -exec touch --no-dereference --date=@{epoch} {{}} +
 
 %files
 %defattr(-,root,root,755)
