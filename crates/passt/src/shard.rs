@@ -334,19 +334,22 @@ impl Shard {
             self.stats.as_ref().and_then(Stats::next_line),
         ];
         let start = Clock::now();
-        let timeout = due.into_iter().flatten().min().map(|due| due.since(self.now()));
+        let timeout = due.into_iter().flatten().min().map(|due| due.since(self.at(start)));
         let polling = self.busy_poll.limit().min(timeout.unwrap_or(Duration::MAX));
+        let mut waited = Duration::ZERO;
         events.clear();
-        while events.is_empty() && start.elapsed() < polling {
+        while events.is_empty() && waited < polling {
             self.look(events, Some(Duration::ZERO))?;
             if events.is_empty() {
                 busy_poll::pause();
             }
+            waited = start.elapsed();
         }
         if events.is_empty() {
-            self.look(events, timeout.map(|timeout| timeout.saturating_sub(start.elapsed())))?;
+            self.look(events, timeout.map(|timeout| timeout.saturating_sub(waited)))?;
+            waited = start.elapsed();
         }
-        self.busy_poll.waited(start.elapsed());
+        self.busy_poll.waited(waited);
         Ok(())
     }
 
@@ -364,7 +367,11 @@ impl Shard {
     }
 
     fn now(&self) -> Instant {
-        Instant::from_micros(self.start.elapsed().as_micros() as u64)
+        self.at(Clock::now())
+    }
+
+    fn at(&self, time: Clock) -> Instant {
+        Instant::from_micros(time.duration_since(self.start).as_micros() as u64)
     }
 
     /// Handles an event of a source that the shard owns.

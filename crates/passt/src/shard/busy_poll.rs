@@ -1,8 +1,8 @@
 //! Busy polling: whether the thread looks for events for a short time before it sleeps.
 //!
 //! Waking a sleeping thread takes longer than the answer to a small message. So if the next event is expected soon, the
-//! thread looks again, and lets other threads of its processor run between two looks. If nothing comes, it sleeps. The
-//! waits of the past tell what to expect; an idle process does not poll. See docs/design/busy-polling.md.
+//! thread looks again, and lets other threads of its processor run between two looks. If nothing comes, it sleeps. An
+//! average of past waits predicts the next one; an idle process does not poll. See docs/design/busy-polling.md.
 
 use std::hint;
 use std::thread;
@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_micros(50);
 /// The thread polls while it expects a shorter wait than this. More than [`LIMIT`], since the waits of a thread that
 /// sleeps contain its waking.
 const SOON: Duration = Duration::from_micros(60);
-/// Longer waits count as this. So one pause ends the polling for some waits, and a long one not for more.
+/// A longer wait counts as this much, so that a few short waits after it begin the polling again.
 const FAR: Duration = Duration::from_micros(150);
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_micros(1);
@@ -30,8 +30,8 @@ pub(super) struct BusyPoll {
 }
 
 impl BusyPoll {
-    /// `processors` is the number of processors that the process may use. If it is one, the thread never polls: whoever is
-    /// to send the next event needs the processor.
+    /// `processors` is the number of processors that the process may use. With one, the thread never polls: the process
+    /// that causes the next event needs that processor.
     pub(super) const fn new(processors: usize) -> Self {
         Self { allowed: processors > 1, expected: FAR }
     }
