@@ -11,33 +11,12 @@ use libc::{
 
 use crate::fault::{Fault, Site};
 
-/// The kinds of descriptors that epoll is made to report to the main thread although they are not ready.
-const SPURIOUS: [&str; 11] = [
-    "tap",
-    "tcp",
-    "udp",
-    "ping",
-    "tcp-listener",
-    "signalfd",
-    "eventfd",
-    "netlink",
-    "unix",
-    "unix-listener",
-    "pidfd",
-];
-/// The same for passt, which has a guest's socket and neither a tap nor a command.
-const SPURIOUS_PASST: [&str; 10] = [
-    "guest",
-    "guest-listener",
-    "tcp",
-    "udp",
-    "ping",
-    "tcp-listener",
-    "signalfd",
-    "eventfd",
-    "netlink",
-    "unix-listener",
-];
+/// The kinds of descriptors that epoll is made to report to the main thread although they are not ready: of any program, of
+/// pasta, which has a tap and a command, and of passt, which has a guest's socket.
+const SPURIOUS: [&str; 8] =
+    ["tcp", "udp", "ping", "tcp-listener", "signalfd", "eventfd", "netlink", "unix-listener"];
+const SPURIOUS_PASTA: [&str; 3] = ["tap", "unix", "pidfd"];
+const SPURIOUS_PASST: [&str; 2] = ["guest", "guest-listener"];
 /// The same for the thread of the API socket.
 const SPURIOUS_API: [&str; 3] = ["eventfd", "unix", "unix-listener"];
 
@@ -57,12 +36,12 @@ pub(crate) fn faults(site: &Site) -> Vec<Fault> {
         }
         "sendmmsg" | "splice" => faults.push(Fault::Short),
         "epoll_pwait" | "epoll_pwait2" => {
-            let kinds: &[&str] = match &*site.thread {
-                "api" => &SPURIOUS_API,
-                "passt" => &SPURIOUS_PASST,
-                _ => &SPURIOUS,
+            let (own, shared): (&[&str], &[&str]) = match &*site.thread {
+                "api" => (&SPURIOUS_API, &[]),
+                "passt" => (&SPURIOUS_PASST, &SPURIOUS),
+                _ => (&SPURIOUS_PASTA, &SPURIOUS),
             };
-            faults.extend(kinds.iter().map(|kind| Fault::Spurious((*kind).to_owned())));
+            faults.extend(own.iter().chain(shared).map(|kind| Fault::Spurious((*kind).to_owned())));
             faults.push(Fault::Late);
         }
         _ => {}

@@ -16,6 +16,13 @@ pub(crate) struct Site {
     pub(crate) object: String,
 }
 
+impl Site {
+    /// Whether the call belongs to the guest's connection to passt.
+    pub(crate) fn is_guests(&self) -> bool {
+        self.object.contains("guest")
+    }
+}
+
 /// What is done to a call.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub(crate) enum Fault {

@@ -165,8 +165,8 @@ fn command(subject: &Subject, net: &Net) -> anyhow::Result<Command> {
 }
 
 /// The name of the log file, and of passt's socket for its guest.
-const LOG: &str = "main.log";
-const SOCKET: &str = "guest";
+pub(crate) const LOG: &str = "main.log";
+pub(crate) const SOCKET: &str = "guest";
 
 /// The options with which all of the session's traffic works. `plain`: see [`Subject::plain`].
 pub(crate) fn arguments(way: Way, dir: &Path, plain: bool) -> Vec<String> {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::fault::{Cell, Site};
 use crate::net::{Net, Place};
 use crate::session::flow::{End, Reports};
-use crate::session::{Session, arguments, child};
+use crate::session::{LOG, SOCKET, Session, arguments, child};
 use crate::way::Way;
 use trace::{Seen, Starting};
 
@@ -46,7 +46,7 @@ fn command(way: Way, programs: &Path, dir: &Path) -> Command {
             "-u",
             "8002",
             "--socket",
-            &file("guest"),
+            &file(SOCKET),
             "--conf-path",
             &file("conf"),
         ]),
@@ -119,7 +119,7 @@ fn shell(arguments: &[&str]) -> anyhow::Result<()> {
 
 fn start(programs: &Path, way: Way, cell: Option<Cell>, session: &Session) -> anyhow::Result<Outcome> {
     let dir = &session.net.dir;
-    for name in ["pid", "guest", "conf", "api", "main.log", "flows.log", "ready", "stderr"] {
+    for name in ["pid", SOCKET, "conf", "api", LOG, "flows.log", "ready", "stderr"] {
         // It may not exist.
         let _removed = fs::remove_file(dir.join(name));
     }
@@ -181,8 +181,8 @@ fn use_it(program: &Starting, way: Way, session: &Session) -> anyhow::Result<()>
             ensure!(lost.is_none(), "{lost:?}");
             Ok(())
         }
-        Way::Passt => guests::ask_for_hardware_address(&session.net.dir.join("guest")),
-        Way::VhostUser => guests::ask_for_features(&session.net.dir.join("guest")),
+        Way::Passt => guests::ask_for_hardware_address(&session.net.dir.join(SOCKET)),
+        Way::VhostUser => guests::ask_for_features(&session.net.dir.join(SOCKET)),
     }
 }
 

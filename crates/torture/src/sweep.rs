@@ -301,7 +301,7 @@ fn cells(counts: &[(Site, u64)], subject: &Subject, options: &Options) -> Vec<Ce
     let mut cells = Vec::new();
     for (site, count) in counts {
         // Most of what passt does, pasta does, too.
-        let is_known = subject.plain || subject.way != Way::Command && !is_guests(site);
+        let is_known = subject.plain || subject.way != Way::Command && !site.is_guests();
         let numbers: &[u64] = match *count {
             ..OFTEN => &[1],
             count if is_known => &[count / 2],
@@ -319,16 +319,11 @@ fn cells(counts: &[(Site, u64)], subject: &Subject, options: &Options) -> Vec<Ce
     if options.sample { sample(&cells, subject.way) } else { cells }
 }
 
-/// Whether a place belongs to the guest's connection to passt.
-fn is_guests(site: &Site) -> bool {
-    site.object.contains("guest")
-}
-
 /// One cell of each call, the first time that a thread makes it; of passt, only those calls that carry the guest's frames
 /// and messages. Which fault it is differs from call to call.
 fn sample(cells: &[Cell], way: Way) -> Vec<Cell> {
     const CARRYING: [&str; 4] = ["accept4", "recvfrom", "sendmsg", "recvmsg"];
-    let carries = |cell: &&Cell| is_guests(&cell.site) && CARRYING.contains(&&*cell.site.call);
+    let carries = |cell: &&Cell| cell.site.is_guests() && CARRYING.contains(&&*cell.site.call);
     let wanted: Vec<&Cell> = cells.iter().filter(|cell| way == Way::Command || carries(cell)).collect();
     let calls: BTreeSet<&str> = wanted.iter().map(|cell| &*cell.site.call).collect();
     let pick = |(number, call): (usize, &str)| {

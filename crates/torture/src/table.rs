@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::verdict::{Row, Start, Wrong};
+use crate::way::Way;
 
 /// The beginning of the page.
 const HEAD: &str = "\
@@ -19,14 +20,8 @@ a start, from the execution to the event loop, fails once.
 pub(crate) const PLAIN: &str = "The running phase of pasta in a plain session";
 pub(crate) const BESIDE: &str = "The running phase of another pasta in a plain session";
 
-/// The parts that come first on the page, in this order.
-const ORDER: [&str; 5] = [
-    "The running phase of pasta",
-    "The running phase of passt",
-    "The running phase of passt with vhost-user",
-    "Side by side",
-    PLAIN,
-];
+/// The heading of their totals.
+const COMPARED: &str = "Side by side";
 
 /// Totals.
 #[derive(Debug, Default)]
@@ -70,23 +65,24 @@ impl Summary {
     pub(crate) fn is_clean(&self) -> bool {
         self.wrong.is_empty()
     }
-}
 
-impl Summary {
+    fn count(&self, wrong: Wrong) -> usize {
+        self.wrong.get(&wrong).copied().unwrap_or(0)
+    }
+
     /// The totals of a running phase, and what they are called.
     fn running(&self) -> [(usize, &'static str); 14] {
-        let count = |wrong| self.wrong.get(&wrong).copied().unwrap_or(0);
         [
             (self.cells, "cells"),
-            (count(Wrong::Exit), "exits"),
-            (count(Wrong::Loss), "losses"),
-            (count(Wrong::Hang), "hangs"),
-            (count(Wrong::Corruption), "corruptions"),
-            (count(Wrong::Later), "lasting failures"),
-            (count(Wrong::Leak), "leaks"),
-            (count(Wrong::Spin), "spins"),
-            (count(Wrong::Flood), "floods"),
-            (count(Wrong::Status), "wrong ends"),
+            (self.count(Wrong::Exit), "exits"),
+            (self.count(Wrong::Loss), "losses"),
+            (self.count(Wrong::Hang), "hangs"),
+            (self.count(Wrong::Corruption), "corruptions"),
+            (self.count(Wrong::Later), "lasting failures"),
+            (self.count(Wrong::Leak), "leaks"),
+            (self.count(Wrong::Spin), "spins"),
+            (self.count(Wrong::Flood), "floods"),
+            (self.count(Wrong::Status), "wrong ends"),
             (self.excepted, "exceptions"),
             (self.ended, "the flow that was hit ended"),
             (self.not_reached, "not reached"),
@@ -97,7 +93,6 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let count = |wrong| self.wrong.get(&wrong).copied().unwrap_or(0);
         if let [works, warned, refused] = self.starts
             && works + warned + refused > 0
         {
@@ -107,12 +102,12 @@ impl fmt::Display for Summary {
                  {} end silently, {} hang, {} leave something behind, {} do not work, {} wrong ends; {} exceptions; {} \
                  not reached; {} failed once only",
                 self.cells,
-                count(Wrong::Exit),
-                count(Wrong::Silent),
-                count(Wrong::Hang),
-                count(Wrong::Left),
-                count(Wrong::Later),
-                count(Wrong::Status),
+                self.count(Wrong::Exit),
+                self.count(Wrong::Silent),
+                self.count(Wrong::Hang),
+                self.count(Wrong::Left),
+                self.count(Wrong::Later),
+                self.count(Wrong::Status),
                 self.excepted,
                 self.not_reached,
                 self.once,
@@ -141,9 +136,11 @@ pub(crate) fn draw(parts: &[(&str, Vec<Row>)], before: &str) -> String {
     }
     let summary = |wanted| parts.iter().find(|(name, _)| *name == wanted).map(|(_, rows)| Summary::of(rows));
     if let (Some(ours), Some(other)) = (summary(PLAIN), summary(BESIDE)) {
-        put("Side by side", compared(&ours, &other));
+        put(COMPARED, compared(&ours, &other));
     }
-    let place = |name: &str| ORDER.iter().position(|known| *known == name).unwrap_or(ORDER.len());
+    // First the running phases, then the comparison.
+    let order = || Way::RUNNING.into_iter().map(|(_, name)| name).chain([COMPARED, PLAIN]);
+    let place = |name: &str| order().position(|known| known == name).unwrap_or(usize::MAX);
     sections.sort_by_key(|(name, _)| place(name));
     sections.into_iter().fold(HEAD.to_owned(), |page, (name, text)| format!("{page}\n## {name}\n{text}"))
 }

@@ -185,7 +185,7 @@ impl Baseline {
         if is_busy(outcome) {
             wrong.insert(Wrong::Spin, format!("{} ticks, {} waits", outcome.ticks, outcome.waits));
         }
-        let more = if cell.site.object.contains("guest") { LINES + RECONNECTION } else { LINES };
+        let more = if cell.site.is_guests() { LINES + RECONNECTION } else { LINES };
         if outcome.log.len() > self.lines + more {
             let last = outcome.log.last().map_or("", |line| line.as_str());
             wrong.insert(Wrong::Flood, format!("{} lines: {last}", outcome.log.len()));
@@ -271,7 +271,7 @@ fn judge_flows(cell: &Cell, outcome: &Outcome, wrong: &mut BTreeMap<Wrong, Strin
     let number = ended.values().map(|ends| ends[0].max(ends[1])).sum();
     let touched = touched(cell, outcome);
     // All connections to the guest that are not accepted yet end with the guest's connection.
-    let limit = if cell.site.object.contains("guest") { usize::MAX } else { 1 };
+    let limit = if cell.site.is_guests() { usize::MAX } else { 1 };
     let allowed =
         number <= limit && touched.is_some_and(|groups| ended.keys().all(|group| groups.contains(group)));
     if number > 0 && !allowed {

@@ -127,7 +127,7 @@ pub(crate) fn serve(place: &Place, at: SocketAddr, group: &str, reports: &Report
 
 /// Opens a connection in the namespace of this thread, does the work, and reports.
 pub(crate) fn client(to: SocketAddr, work: Work) -> End {
-    end_of(TcpStream::connect_timeout(&to, PATIENCE).map_err(Stop::Io).and_then(|stream| talk(stream, work)))
+    work_on(TcpStream::connect_timeout(&to, PATIENCE), work)
 }
 
 /// Like [`client`], but repeats what is refused.
@@ -138,9 +138,13 @@ pub(crate) fn patient_client(to: SocketAddr, work: Work) -> End {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused && Instant::now() < end => {
                 std::thread::sleep(PACE);
             }
-            result => return end_of(result.map_err(Stop::Io).and_then(|stream| talk(stream, work))),
+            connected => return work_on(connected, work),
         }
     }
+}
+
+fn work_on(connected: io::Result<TcpStream>, work: Work) -> End {
+    end_of(connected.map_err(Stop::Io).and_then(|stream| talk(stream, work)))
 }
 
 /// Why a connection did not do all its work.
