@@ -10,6 +10,7 @@ set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
 rounds=$1 root=$(realpath "$2")
 shift 2
+trap 'rm -rf "$root/pasta"' EXIT
 rm -rf "$root/pasta"
 number=0
 for pasta; do
@@ -22,20 +23,7 @@ for pasta; do
 done
 
 # shellcheck disable=SC2016 # for the inner shells
-unshare --mount --pid --net --ipc --uts --fork bash -euc '
-    mount --make-rprivate /
-    mount --bind "$1" "$1"
-    cd "$1"
-    mkdir -p old
-    mount --rbind /dev dev
-    pivot_root . old
-    cd /
-    mount -t proc proc /proc
-    mount -t sysfs sys /sys
-    mount -t cgroup2 cgroup /sys/fs/cgroup
-    for place in /run /tmp /home/user; do mount -t tmpfs -o mode=1777 tmpfs "$place"; done
-    mount --make-rshared /
-    umount -l /old
+"$(dirname "$0")/../packaging/enter-root" "$root" bash -euc '
     chmod 666 /dev/net/tun
     export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
     ip link set lo up
@@ -54,8 +42,8 @@ unshare --mount --pid --net --ipc --uts --fork bash -euc '
     done
     chown -R user ~user /run/user/12345
     exec setpriv --reuid 12345 --regid 12345 --init-groups env -C ~user HOME=/home/user USER=user \
-        XDG_RUNTIME_DIR=/run/user/12345 PODMAN_IGNORE_CGROUPSV1_WARNING=1 bash -euo pipefail -c "$2" bash "$3"
-' bash "$root" '
+        XDG_RUNTIME_DIR=/run/user/12345 PODMAN_IGNORE_CGROUPSV1_WARNING=1 bash -euo pipefail -c "$1" bash "$2"
+' bash '
     tar -C /tmp/image -c . | podman import -q - localhost/try >/dev/null
     start() {
         network=pasta
@@ -77,4 +65,3 @@ unshare --mount --pid --net --ipc --uts --fork bash -euc '
             END { printf \"%s: %.1f [%.1f-%.1f] ms\n\", name, t[int((NR + 1) / 2)], t[1], t[NR] }"
     done
 ' "$rounds"
-rm -rf "$root/pasta"
