@@ -166,6 +166,9 @@ fn set_offloads(fd: &OwnedFd, offloads: Offloads) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::{env, thread};
+
     use super::*;
 
     #[test]
@@ -205,35 +208,50 @@ mod tests {
         }
     }
 
-    /// The test runs on a thread with its own network namespace, so that it does not change the network of the machine.
+    /// The test runs on a thread with its own network namespace, so that it does not change the network of the machine. An ordinary
+    /// user needs a user namespace for that. A process with several threads can't enter one, so the test starts again in it.
     #[test]
     fn a_tap_is_created_with_and_without_headers() {
-        std::thread::spawn(|| {
-            if let Err(error) = crate::netns::enter_new() {
-                eprintln!("SKIPPED: no right to make a network namespace: {error}");
-                return;
-            }
-            let plain = TapDevice::create("plain%d", Offloads::empty()).unwrap();
-            assert_eq!((plain.name.as_str(), plain.offloads), ("plain0", Offloads::empty()));
-            let tap = TapDevice::create("fifteen-letters", Offloads::all()).unwrap();
-            assert_eq!(tap.name, "fifteen-letters");
-            assert!(
-                tap.offloads.contains(Offloads::VNET_HDR | Offloads::CSUM | Offloads::TSO4),
-                "{:?}",
-                tap.offloads
-            );
-            let taken = TapDevice::create("fifteen-letters", Offloads::all()).unwrap_err();
-            assert!(matches!(taken, TapError::Create { .. }), "{taken}");
-            // The message has the cause. With a source, callers that print the chain would print the cause twice.
-            assert!(std::error::Error::source(&taken).is_none(), "{taken}");
-            // Without a queue, a device that was left to the namespace can be opened again, and others are gone.
-            tap.leave_to_namespace().unwrap();
-            drop((tap, plain));
-            let exists =
-                |name: &str| std::path::Path::new("/proc/thread-self/net/dev_snmp6").join(name).exists();
-            assert_eq!((exists("fifteen-letters"), exists("plain0")), (true, false));
-        })
-        .join()
-        .unwrap();
+        const IN_USER_NAMESPACE: &str = "SYS_TEST_IN_USER_NAMESPACE";
+        let thread = thread::spawn(|| crate::netns::enter_new().map(|()| create_and_leave()));
+        let Err(error) = thread.join().unwrap() else { return };
+        assert!(env::var_os(IN_USER_NAMESPACE).is_none(), "as root of a user namespace: {error}");
+        let unshare = || {
+            let mut unshare = Command::new("unshare");
+            unshare.args(["--user", "--map-root-user", "--"]);
+            unshare
+        };
+        if !unshare().arg("true").status().is_ok_and(|status| status.success()) {
+            assert!(env::var_os("CI").is_none(), "would be skipped, but CI is set: {error}");
+            eprintln!("SKIPPED: no right to make a network namespace or a user namespace: {error}");
+            return;
+        }
+        let mut again = unshare();
+        again.arg(env::current_exe().unwrap()).env(IN_USER_NAMESPACE, "1");
+        again.args(["--exact", "tap::tests::a_tap_is_created_with_and_without_headers", "--nocapture"]);
+        let output = again.output().unwrap();
+        let passed = String::from_utf8_lossy(&output.stdout).contains("1 passed");
+        assert!(output.status.success() && passed, "{output:?}");
+    }
+
+    fn create_and_leave() {
+        let plain = TapDevice::create("plain%d", Offloads::empty()).unwrap();
+        assert_eq!((plain.name.as_str(), plain.offloads), ("plain0", Offloads::empty()));
+        let tap = TapDevice::create("fifteen-letters", Offloads::all()).unwrap();
+        assert_eq!(tap.name, "fifteen-letters");
+        assert!(
+            tap.offloads.contains(Offloads::VNET_HDR | Offloads::CSUM | Offloads::TSO4),
+            "{:?}",
+            tap.offloads
+        );
+        let taken = TapDevice::create("fifteen-letters", Offloads::all()).unwrap_err();
+        assert!(matches!(taken, TapError::Create { .. }), "{taken}");
+        // The message has the cause. With a source, callers that print the chain would print the cause twice.
+        assert!(std::error::Error::source(&taken).is_none(), "{taken}");
+        // Without a queue, a device that was left to the namespace can be opened again, and others are gone.
+        tap.leave_to_namespace().unwrap();
+        drop((tap, plain));
+        let exists = |name: &str| std::path::Path::new("/proc/thread-self/net/dev_snmp6").join(name).exists();
+        assert_eq!((exists("fifteen-letters"), exists("plain0")), (true, false));
     }
 }
