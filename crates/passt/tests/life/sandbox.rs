@@ -13,15 +13,7 @@ use seccompiler::{
     apply_filter,
 };
 
-use crate::stage::{Guest, Running, Stage, User, is_root, skipped, status, stderr};
-
-/// Whether the test may inspect a process that is not dumpable. If not, reports the test as skipped.
-fn can_inspect() -> bool {
-    if !is_root() {
-        skipped("only root may inspect a process that is not dumpable");
-    }
-    is_root()
-}
+use crate::stage::{Guest, Running, Stage, User, skipped, status, stderr};
 
 fn namespace(process: &str, kind: &str) -> String {
     fs::read_link(format!("/proc/{process}/ns/{kind}")).unwrap().to_str().unwrap().to_owned()
@@ -95,11 +87,8 @@ pub(crate) fn assert_threads_harmless(pid: i32, kept: u64) {
 
 #[test]
 fn a_daemon_of_pasta_is_isolated() {
-    if !can_inspect() {
-        return;
-    }
     let stage = Stage::new();
-    User::each_with_guest(|user, guest| {
+    User::each_visible_with_guest(|user, guest| {
         let daemon = stage.attach(user, &["--config-net", "-I", "life0", &guest.pid()]);
         assert_isolated(daemon.pid, &guest.pid(), true);
     });
@@ -109,14 +98,12 @@ fn a_daemon_of_pasta_is_isolated() {
 #[test]
 fn a_daemon_of_passt_is_isolated() {
     let stage = Stage::new();
-    for user in User::ALL.into_iter().filter(|user| user.available()) {
+    for user in User::visible().iter().copied().filter(|user| user.available()) {
         let socket = stage.path(&format!("socket-{user:?}"));
         let daemon = stage.serve(user, &["-s", socket.to_str().unwrap()]);
         assert_threads_harmless(daemon.pid, 0);
-        if can_inspect() {
-            assert_isolated(daemon.pid, "self", true);
-            assert_ne!(namespace(&daemon.pid.to_string(), "user"), namespace("self", "user"));
-        }
+        assert_isolated(daemon.pid, "self", true);
+        assert_ne!(namespace(&daemon.pid.to_string(), "user"), namespace("self", "user"));
         daemon.send(Signal::TERM);
         daemon.assert_ends();
     }
@@ -133,7 +120,7 @@ fn passt_starts_without_a_user_namespace() {
         assert!(daemon.output.contains("No user namespace"), "{}", daemon.output);
         assert_eq!(daemon.output.contains("Landlock"), user == User::Ordinary, "{}", daemon.output);
         assert_threads_harmless(daemon.pid, if user == User::Root { 0 } else { NO_RIGHTS });
-        if user == User::Root && can_inspect() {
+        if user == User::Root {
             assert_isolated(daemon.pid, "self", true);
         }
     }
@@ -142,11 +129,8 @@ fn passt_starts_without_a_user_namespace() {
 /// A process in the foreground stays in its PID namespace (behaviour §1.3.4).
 #[test]
 fn pasta_in_the_foreground_is_isolated() {
-    if !can_inspect() {
-        return;
-    }
     let stage = Stage::new();
-    User::each(|user| {
+    for user in User::visible().iter().copied().filter(|user| user.available()) {
         let mut command = stage.pasta(user);
         let mut pasta = Running::new(command.args(["--", "sh", "-c", "echo ready; exec sleep 1000"]));
         assert_eq!(pasta.line(), "ready");
@@ -158,27 +142,27 @@ fn pasta_in_the_foreground_is_isolated() {
         assert_threads_harmless(pid, kept.bits());
         pasta.send(Signal::TERM);
         pasta.end();
-    });
+    }
 }
 
 /// Other processes do not see the mount of the empty root, even if mounts propagate.
 #[test]
 fn mounts_do_not_propagate_to_the_machine() {
-    if !User::Root.available() {
-        return;
+    for user in [User::Root, User::RootOfNamespace].into_iter().filter(|user| user.available()) {
+        let stage = Stage::new();
+        // The guest is made here, since root of a namespace can join one of its own namespace only.
+        let script = format!(
+            "mount --make-rshared /; before=$(wc -l </proc/self/mountinfo); \
+             unshare -n sleep 1000 >&- 2>&- & guest=$!; trap 'kill $guest' EXIT; \
+             until [ $(readlink /proc/$guest/ns/net) != $(readlink /proc/$$/ns/net) ]; do sleep 0.01; done; \
+             {} -P pid -I life0 $guest || exit 9; \
+             test $before = $(wc -l </proc/self/mountinfo) && ls -d /tmp/. && kill $(cat pid)",
+            stage.path("pasta").display(),
+        );
+        let mut command = user.command("unshare");
+        let output = command.args(["-m", "sh", "-c", &script]).current_dir(stage.path("")).output().unwrap();
+        assert!(output.status.success(), "{user:?}: {output:?}");
     }
-    let stage = Stage::new();
-    let guest = Guest::new(User::Root);
-    let script = format!(
-        "mount --make-rshared /; before=$(wc -l </proc/self/mountinfo); \
-         {} -P pid -I life0 {} || exit 9; \
-         test $before = $(wc -l </proc/self/mountinfo) && ls -d /tmp/. && kill $(cat pid)",
-        stage.path("pasta").display(),
-        guest.pid()
-    );
-    let mut command = User::Root.command("unshare");
-    let output = command.args(["-m", "sh", "-c", &script]).current_dir(stage.path("")).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
 }
 
 /// Calls `run` while the system calls `calls` fail with `errno`. If a bit is given, a call fails only if its first
@@ -244,11 +228,8 @@ fn pasta_does_not_start_without_pivot_root_and_landlock() {
 /// behaviour §10.5: without pivot_root and Landlock, `--chroot-fallback` empties the root directory.
 #[test]
 fn chroot_fallback_replaces_landlock() {
-    if !can_inspect() {
-        return;
-    }
     let stage = Stage::new();
-    User::each_with_guest(|user, guest| {
+    User::each_visible_with_guest(|user, guest| {
         let start = || stage.attach(user, &["--chroot-fallback", "-I", "life0", &guest.pid()]);
         let daemon = refusing(&[NO_PIVOT, NO_LANDLOCK], Errno::INVAL, start);
         assert!(daemon.output.contains("--chroot-fallback"), "{}", daemon.output);
@@ -287,9 +268,6 @@ fn pasta_does_not_start_without_seccomp() {
 /// The loaded filters allow no system call that could escape the sandbox, with any arguments.
 #[test]
 fn the_filter_allows_no_system_call_that_escapes() {
-    if !can_inspect() {
-        return;
-    }
     let stage = Stage::new();
     let guest = Guest::new(User::ALL[1]);
     let api = stage.path("api");

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
+use std::sync::{LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,10 +26,19 @@ pub(crate) enum User {
     Ordinary,
     /// Root of a user namespace that an ordinary user made.
     RootOfNamespace,
+    /// A user without any privilege, in a user namespace that the ordinary user made who runs the tests. That user may inspect its
+    /// processes even if they are not dumpable.
+    OrdinaryOfNamespace,
 }
 
 impl User {
     pub(crate) const ALL: [Self; 3] = [Self::Root, Self::Ordinary, Self::RootOfNamespace];
+
+    /// The users whose processes the test may inspect although they are not dumpable: it needs rights over the user namespace in
+    /// which they have executed their program.
+    pub(crate) fn visible() -> &'static [Self] {
+        if is_root() { &Self::ALL } else { &[Self::RootOfNamespace, Self::OrdinaryOfNamespace] }
+    }
 
     /// Runs `test` as each user that is available here, and reports the test as skipped for the others.
     pub(crate) fn each(test: impl Fn(Self)) {
@@ -41,7 +51,18 @@ impl User {
     /// Like [`User::each`], with a guest that the user has made. Root of a namespace is left out, since it would have
     /// to make the guest inside its namespace.
     pub(crate) fn each_with_guest(test: impl Fn(Self, Guest)) {
-        [Self::Root, Self::Ordinary].into_iter().filter(|user| user.available()).for_each(|user| {
+        Self::each_of_with_guest(&[Self::Root, Self::Ordinary], test);
+    }
+
+    /// Like [`User::each_with_guest`], for users whose processes the test may inspect ([`User::visible`]).
+    pub(crate) fn each_visible_with_guest(test: impl Fn(Self, Guest)) {
+        let users: Vec<Self> =
+            Self::visible().iter().copied().filter(|user| *user != Self::RootOfNamespace).collect();
+        Self::each_of_with_guest(&users, test);
+    }
+
+    fn each_of_with_guest(users: &[Self], test: impl Fn(Self, Guest)) {
+        users.iter().copied().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
             test(user, Guest::new(user));
         });
@@ -61,6 +82,9 @@ impl User {
     pub(crate) fn command(self, program: impl AsRef<Path>) -> Command {
         let prefix: &[&str] = match (self, is_root()) {
             (Self::Root, _) | (Self::Ordinary, false) => &[],
+            (Self::OrdinaryOfNamespace, _) => {
+                &["nsenter", "--target", without_privilege(), "--user", "--preserve-credentials"]
+            }
             (Self::Ordinary, true) => {
                 &["setpriv", "--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups"]
             }
@@ -76,6 +100,22 @@ impl User {
         command.stdin(Stdio::null()).env_remove("XDG_RUNTIME_DIR");
         command
     }
+}
+
+/// The ID of a process in a user namespace in which the user of the tests has another ID, and no privilege. It is one namespace for all
+/// tests: a pasta can join a guest of its own namespace only. The process ends with this one.
+fn without_privilege() -> &'static str {
+    static HOLDER: LazyLock<(Mutex<Child>, String)> = LazyLock::new(|| {
+        let map = |kind: &str| format!("--map-{kind}={ORDINARY}");
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", &map("user"), &map("group"), "sh", "-c", "echo; exec cat"]);
+        let mut child = unshare.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // The namespace is complete when the shell has written a line. If the shell failed, the read ends, too.
+        let _ = child.stdout.as_mut().unwrap().read(&mut [0]);
+        let pid = child.id().to_string();
+        (Mutex::new(child), pid)
+    });
+    &HOLDER.1
 }
 
 pub(crate) fn is_root() -> bool {
