@@ -45,7 +45,7 @@ pub fn send_batch<'a>(
 ) -> io::Result<usize> {
     let mut iovecs = Iovecs::<{ 2 * BATCH }>::new();
     let mut ends = [0; BATCH];
-    let mut count = 0;
+    let mut count: libc::c_uint = 0;
     for (end, datagram) in ends.iter_mut().zip(datagrams) {
         if !iovecs.add(datagram) {
             break;
@@ -60,8 +60,12 @@ pub fn send_batch<'a>(
         libc::mmsghdr { msg_hdr, msg_len: 0 }
     });
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // Not sendmmsg(3): that of musl makes one call for each datagram. `outgoing` sets the padding of a header to zero, so the kernel
+    // reads the header as the C library declares it.
     // SAFETY: the first `count` headers are valid as in `send`. The kernel writes only their `msg_len`.
-    let sent = unsafe { libc::sendmmsg(fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags as _) };
+    let sent = unsafe {
+        libc::syscall(libc::SYS_sendmmsg, fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags)
+    };
     usize::try_from(sent).map_err(|_| last_errno())
 }
 
