@@ -35,7 +35,8 @@ const BUILDS: [Build; 2] = [
 /// A build fails, or a package differs.
 pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let commit = tool::output(Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()))?;
-    println!("commit {}", commit.trim());
+    let commit = commit.trim();
+    println!("commit {commit}");
     let changed = Command::new("git").args(["diff", "--quiet", "HEAD"]).current_dir(root()).status();
     if !changed.context("can't run git")?.success() {
         println!("changes that are not committed are left out");
@@ -48,7 +49,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     for build in &BUILDS {
         let clone = work.path().join(build.folder);
         let packages = work.path().join(format!("{}.packages", build.folder));
-        tool::run(Command::new("git").args(["clone", "--quiet"]).arg(root()).arg(&clone))?;
+        clone_at(commit, &root(), &clone)?;
         build.run(options, &clone, &packages)?;
         made.push(packages);
         // The build has taken gigabytes.
@@ -66,6 +67,12 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
             .with_context(|| format!("can't move {name} to {}", folder.display()))?;
     }
     Ok(())
+}
+
+/// Clones a repository, and checks out a commit, which need not be the last one: a build takes long enough for another commit.
+fn clone_at(commit: &str, repository: &Path, clone: &Path) -> anyhow::Result<()> {
+    tool::run(Command::new("git").args(["clone", "--quiet", "--no-checkout"]).arg(repository).arg(clone))?;
+    tool::run(Command::new("git").args(["checkout", "--quiet", "--detach", commit]).current_dir(clone))
 }
 
 impl Build {
@@ -136,6 +143,27 @@ mod tests {
         assert_eq!(table, "same     1  a\ndiffers  2 4  b\ndiffers  3 missing  c\ndiffers  missing 5  d\n");
         assert_eq!(differ, 3);
         assert_eq!(compare(&first, &first).1, 0);
+    }
+
+    #[test]
+    fn both_clones_have_the_commit_of_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let [repository, clone] = ["repository", "clone"].map(|name| folder.path().join(name));
+        fs::create_dir(&repository).unwrap();
+        let git = |arguments: &[&str]| {
+            let mut git = Command::new("git");
+            git.args(["-c", "user.name=a", "-c", "user.email=a@b"]).args(arguments).current_dir(&repository);
+            tool::output(&mut git).unwrap().trim().to_owned()
+        };
+        git(&["init", "--quiet"]);
+        git(&["commit", "--quiet", "--allow-empty", "--message", "first"]);
+        let commit = git(&["rev-parse", "HEAD"]);
+        git(&["commit", "--quiet", "--allow-empty", "--message", "second"]);
+        clone_at(&commit, &repository, &clone).unwrap();
+        let mut head = Command::new("git");
+        let head = tool::output(head.args(["rev-parse", "HEAD"]).current_dir(&clone)).unwrap();
+        assert_eq!(head.trim(), commit);
+        assert_ne!(commit, git(&["rev-parse", "HEAD"]));
     }
 
     #[test]
