@@ -161,6 +161,8 @@ const TABLE: &[Call] = &[
     call(libc::SYS_newfstatat,     PASTA,          Any),                      // whether a namespace's file still exists
     call(libc::SYS_pread64,        ALL,            Any),                      // moves the rest of a full log file
     call(libc::SYS_pwrite64,       ALL,            Any),                      // moves the rest of a full log file
+    #[cfg(target_env = "musl")]
+    call(libc::SYS_pwritev2,       ALL,            Any),                      // pwrite(3) tries it first (musl 1.2.6)
     call(libc::SYS_fallocate,      ALL,            Any),                      // room in the log file
     call(libc::SYS_ftruncate,      ALL,            Any),                      // room in the log file
 
@@ -240,6 +242,8 @@ impl Only {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Seek, SeekFrom, Write};
+    use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixDatagram;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
@@ -268,6 +272,7 @@ mod tests {
             };
             return thread::spawn(shrink).join().unwrap();
         }
+        let mut file = tempfile::tempfile().unwrap();
         restrict(role).unwrap();
         match &*action {
             "abort" => std::process::abort(),
@@ -276,6 +281,14 @@ mod tests {
                 let large: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 1 << 20]).collect();
                 let small: Vec<String> = (0..100_000).map(|n| n.to_string()).collect();
                 std::process::exit(i32::from(large.len() != 64 || small.len() != 100_000));
+            }
+            "log" => {
+                file.write_all(b"line\n").unwrap();
+                file.write_all_at(b"L", 0).unwrap();
+                assert_eq!(file.read_at(&mut [0; 9], 1).unwrap(), 4);
+                file.set_len(2).unwrap();
+                assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), 2);
+                std::process::exit(0);
             }
             "open" => drop(fs::write("/dev/null", "")),
             "thread" => drop(thread::spawn(|| ())),
@@ -299,12 +312,13 @@ mod tests {
 
     /// An abort, as after a panic, ends the process by SIGABRT, not by SIGSYS.
     #[test]
-    fn every_role_may_abort_exit_and_allocate() {
+    fn every_role_may_abort_exit_allocate_and_log() {
         for role in ROLES {
             assert_eq!(end(role, "abort"), Err(libc::SIGABRT), "{role:?}");
             assert_eq!(end(role, "exit"), Ok(7), "{role:?}");
             assert_eq!(end(role, "allocate"), Ok(0), "{role:?}");
             assert_eq!(end(role, "shrink"), Ok(0), "{role:?}");
+            assert_eq!(end(role, "log"), Ok(0), "{role:?}");
         }
     }
 
