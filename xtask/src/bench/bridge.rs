@@ -167,8 +167,14 @@ fn on_rings(socket: &str, tap: File, features: u64, end: &Sender<()>) -> anyhow:
 fn await_end(front_end: &FrontEnd) -> std::io::Result<()> {
     let (epoll, wanted) = (Epoll::new()?, EpollEvent::new(EventSet::READ_HANG_UP, 0));
     epoll.ctl(ControlOperation::Add, front_end.frontend.as_raw_fd(), wanted)?;
-    while epoll.wait(-1, &mut [EpollEvent::default()])? == 0 {}
-    Ok(())
+    loop {
+        match epoll.wait(-1, &mut [EpollEvent::default()]) {
+            Ok(0) => {}
+            // The process was stopped, and continues.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            ended => return ended.map(drop),
+        }
+    }
 }
 
 fn tap_to_ring(tap: &File, mut queue: Queue) -> std::io::Result<()> {
