@@ -341,6 +341,11 @@ impl<T: Keyed> Flows<T> {
         self.slots.next_timed_id(timers)
     }
 
+    /// Maximum number of flows.
+    pub(crate) const fn limit(&self) -> usize {
+        self.slots.limit
+    }
+
     /// An upper bound for the number of slots after the next insertion.
     pub(crate) const fn slots(&self) -> usize {
         self.slots.slots()

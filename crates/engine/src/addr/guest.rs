@@ -45,6 +45,8 @@ pub struct Guest {
     mac: Mac,
     senders: Senders,
     last: Sighting,
+    /// The guest has disconnected or connected, and no frame has arrived since.
+    away: bool,
 }
 
 /// The addresses in a frame from the guest.
@@ -89,7 +91,14 @@ impl Guest {
             mac,
             senders: Senders::default(),
             last: Sighting { mac: Mac::BROADCAST, source: None, at: Instant::default() },
+            away: false,
         }
+    }
+
+    /// Whether no guest is connected, or the one that is connected has not sent a frame yet. Frames with another
+    /// destination than its own hardware address would be lost.
+    pub(crate) const fn is_away(&self) -> bool {
+        self.away
     }
 
     /// The confirmed addresses of the guest.
@@ -161,9 +170,17 @@ impl Guest {
         self.refresh();
     }
 
+    /// The guest has disconnected.
+    pub(crate) const fn on_link_down(&mut self) {
+        self.away = true;
+        // What the next frame shows is learned, even if it has the same source as the last one.
+        self.last.mac = Mac::BROADCAST;
+    }
+
     /// The link has a new client, which may be another machine. This function forgets what was learned from the
     /// previous client.
     pub(crate) fn on_link_up(&mut self) {
+        self.on_link_down();
         let learned: alloc::vec::Vec<IpAddr> = self
             .addresses
             .iter()
@@ -189,6 +206,7 @@ impl Guest {
         if (last.mac, last.source) == (mac, source) || !mac.is_unicast() {
             return;
         }
+        self.away = false;
         if self.main_mac().is_none() {
             self.mac = mac;
         }

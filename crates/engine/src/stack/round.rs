@@ -47,6 +47,11 @@ impl<W: World> Round<'_, W> {
         self.query_all();
     }
 
+    /// Reports that the guest has disconnected, and that another guest may connect. Flows continue.
+    pub const fn link_down(&mut self) {
+        self.stack.guest.on_link_down();
+    }
+
     /// Reports that the link is lost permanently. TCP connections end. Flows of UDP, DNS and ping expire, and datagrams
     /// that arrive for them are dropped and counted.
     pub fn link_lost(&mut self) {

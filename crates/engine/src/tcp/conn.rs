@@ -14,6 +14,7 @@ use super::{
     emit::{self, Fields, Sent, Size},
     queue::ChunkPool,
     receive::{AckDue, Receiver},
+    resets::Reset,
     send::{Ack, MAX_UNANSWERED, Run, Sender},
     socket::Socket,
 };
@@ -522,11 +523,15 @@ impl<W: World> Connection<W> {
         Ok(())
     }
 
-    /// Sends a RST to the guest.
-    pub(super) fn send_reset(&mut self, cx: &mut Context<'_, W>) {
+    /// The RST to the guest.
+    pub(super) fn reset(&self) -> Reset {
         // Before the guest has sent a SYN, there is nothing to acknowledge.
-        let flags = if self.phase == Phase::SynSent { Flags::RST } else { Flags::RST | Flags::ACK };
-        self.send_control(self.send.acceptable_seq(), flags, cx).ok();
+        let (flags, ack) = if self.phase == Phase::SynSent {
+            (Flags::RST, Seq(0))
+        } else {
+            (Flags::RST | Flags::ACK, self.receive.next)
+        };
+        Reset { ends: self.ends, seq: self.send.acceptable_seq(), ack, flags, class: self.peer_class }
     }
 
     fn send_ack(&mut self, cx: &mut Context<'_, W>) -> Result<(), Full> {

@@ -10,7 +10,7 @@ use super::{
     conn::{Connection, End, Handshake, Phase},
     emit::{self, Fields},
     receive::{AckDue, Receiver, WINDOW_SCALE},
-    reset_unknown,
+    resets::Reset,
     send::Sender,
     socket::Socket,
 };
@@ -128,7 +128,7 @@ impl<W: World> Connection<W> {
         if flags.contains(Flags::ACK) && !acks_our_syn {
             // The segment belongs to an earlier connection with these ports. A reset makes the guest drop that
             // connection (RFC 9293 §3.5.2).
-            reset_unknown(&self.ends, self.peer_class, segment, cx);
+            Reset::answering(&self.ends, self.peer_class, segment).send(cx).ok();
             return Ok(());
         }
         if !flags.contains(Flags::SYN | Flags::ACK) {

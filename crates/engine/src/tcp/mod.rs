@@ -16,6 +16,7 @@ mod queue;
 mod receive;
 mod recovery;
 mod redial;
+mod resets;
 mod review;
 mod rto;
 mod send;
@@ -36,15 +37,15 @@ use wire::{
     frame::Packet,
     payload::Payload,
     protocol,
-    tcp::{Flags, Options, Segment, Seq},
+    tcp::{Flags, Segment, Seq},
 };
 
 use self::{
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
-    emit::Fields,
     queue::ChunkPool,
     redial::Redial,
+    resets::Reset,
     socket::Socket,
     turns::Waiting,
 };
@@ -58,6 +59,7 @@ use crate::{
     guard::Admission,
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
     icmp::{Quote, send_router_error},
+    link::Full,
     memory::PayloadOf,
     pressure::Pressure,
     resolvers::{DNS, Health},
@@ -93,6 +95,8 @@ pub struct Tcp<W: World> {
     services: VecDeque<FlowId>,
     /// Which resolvers have failed recently.
     health: Health,
+    /// Resets that the guest could not get yet.
+    kept_resets: VecDeque<Reset>,
     /// Secret for initial sequence numbers.
     secret: [u8; 16],
     /// Counts of connections since the start.
@@ -112,6 +116,7 @@ impl<W: World> Tcp<W> {
             waiting: Waiting::default(),
             services: VecDeque::new(),
             health: Health::default(),
+            kept_resets: VecDeque::new(),
             secret,
             counters: Counters::default(),
         }
@@ -164,7 +169,7 @@ impl<W: World> Tcp<W> {
             let step = connection.on_segment(segment, &mut self.pool, cx);
             self.after_step(id, step, cx);
         } else if !flags.contains(Flags::RST) && host_destination(&ends, cx.settings).is_some() {
-            reset_unknown(&ends, 0, segment, cx);
+            Reset::answering(&ends, 0, segment).send(cx).ok();
         }
     }
 
@@ -189,7 +194,8 @@ impl<W: World> Tcp<W> {
         let admission = cx.admits(Protocol::Tcp, &ends, destination);
         if admission == Admission::Refuse {
             self.counters.refused += 1;
-            return reset_unknown(&ends, 0, syn, cx);
+            Reset::answering(&ends, 0, syn).send(cx).ok();
+            return;
         }
         let mut account = cx.begin(Protocol::Tcp, &ends, destination);
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
@@ -207,7 +213,7 @@ impl<W: World> Tcp<W> {
                 self.counters.refused += 1;
                 account.close_unopened(errno);
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
-                    reset_unknown(&ends, 0, syn, cx);
+                    Reset::answering(&ends, 0, syn).send(cx).ok();
                 }
                 return;
             }
@@ -325,6 +331,9 @@ impl<W: World> Tcp<W> {
 
     /// Gives a turn to send to each connection that has more to send.
     pub(crate) fn take_turns(&mut self, cx: &mut Context<'_, W>) -> Pressure {
+        if self.send_kept(cx) == Err(Full) {
+            return Pressure::LinkFull;
+        }
         for _ in 0..self.runnable.len() {
             let Some(id) = self.runnable.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
@@ -407,7 +416,7 @@ impl<W: World> Tcp<W> {
         }
         connection.socket.reset_on_close();
         if end != End::GuestReset {
-            connection.send_reset(cx);
+            self.send_or_keep(connection.reset(), cx);
         }
     }
 
@@ -420,6 +429,7 @@ impl<W: World> Tcp<W> {
     pub(crate) fn abort_all(&mut self, cx: &mut Context<'_, W>) {
         let ids: Vec<FlowId> = self.flows.iter().map(|(id, _)| id).collect();
         ids.into_iter().for_each(|id| self.end(id, End::Abort(Abort::Gone), cx));
+        self.forget_kept();
     }
 
     /// An initial sequence number (RFC 6528): a secret function of the ends, plus a clock with a period of 4 us.
@@ -501,21 +511,4 @@ fn report_failure<W: World>(ends: &Endpoints, iss: Seq, errno: Errno, cx: &mut C
     let quote = Quote { guest, remote, protocol: protocol::TCP, header, payload: &[], fragment: None };
     send_router_error(report, &quote, cx);
     Failure::Reported
-}
-
-/// Answers a segment that does not belong to a connection with a reset. The reset has this traffic class (RFC 9293
-/// §3.10.7.1; behaviour §6.7, R-59).
-fn reset_unknown<W: World>(
-    ends: &Endpoints,
-    class: u8,
-    segment: &Segment<'_, impl Payload>,
-    cx: &mut Context<'_, W>,
-) {
-    let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
-        (segment.ack(), Seq(0), Flags::RST)
-    } else {
-        (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
-    };
-    let fields = Fields { seq, ack, flags, window: 0, urgent: 0, class, options: Options::default() };
-    emit::bare(ends, fields, cx).ok();
 }

@@ -27,6 +27,7 @@ mod peers;
 mod questions;
 mod random;
 mod replacement;
+mod resets;
 mod resolvers;
 mod stopped;
 mod storms;

@@ -258,6 +258,21 @@ fn a_new_client_of_the_link_starts_anew() {
     assert_eq!((guest.addresses().iter().count(), guest.mac_of(ip("198.51.100.2"))), (1, MAIN));
 }
 
+/// The same guest is back, and its first frame has the source of its last one.
+#[test]
+fn a_guest_that_comes_back_is_learned_from_its_first_frame() {
+    let settings = settings();
+    let mut guest = Guest::new(&settings, None);
+    for reconnect in [Guest::on_link_up, |guest: &mut Guest| guest.on_link_down()] {
+        guest.learn(&settings, MAIN, Some(ip("198.51.100.2")), at(0));
+        assert!(!guest.is_away());
+        reconnect(&mut guest);
+        assert!(guest.is_away());
+        guest.learn(&settings, MAIN, Some(ip("198.51.100.2")), at(0));
+        assert_eq!((guest.mac_of(ip("198.51.100.2")), guest.is_away()), (MAIN, false));
+    }
+}
+
 /// A host does not ask for its own address. A host that does so may have lost the address.
 #[test]
 fn an_address_that_its_holder_asks_for_is_checked() {
