@@ -88,7 +88,8 @@ pub(crate) struct Outcome {
     pub(crate) asked_twice: bool,
     /// It ended before SIGTERM.
     pub(crate) ended_early: bool,
-    /// Number of calls at each place, if the session is recorded.
+    /// Number of calls at each place before the later flows, if the session is recorded. Of places that are reached only
+    /// afterwards, all calls.
     pub(crate) counts: Vec<(Site, u64)>,
 }
 
@@ -124,6 +125,7 @@ pub(crate) fn run(
     session.start_guests_servers()?;
     session.traffic()?;
     let mut outcome = Outcome { flows: session.reports.take(), ..Outcome::default() };
+    let during = tracee.seen().counts;
     if tracee.seen().status.is_none() {
         session.short_traffic()?;
         outcome.later = session.reports.take();
@@ -143,7 +145,10 @@ pub(crate) fn run(
     outcome.hit = seen.hit.is_some();
     outcome.ports = seen.hit.map(|hit| hit.ports).unwrap_or_default();
     if record {
-        outcome.counts = seen.counts.into_iter().collect();
+        // A fault that hits a later flow would look as if it had lasting effects.
+        let mut counts = seen.counts;
+        counts.extend(during);
+        outcome.counts = counts.into_iter().collect();
     }
     let log = fs::read_to_string(session.net.dir.join(LOG)).unwrap_or_default();
     outcome.log = log.lines().map(str::to_owned).collect();

@@ -126,9 +126,7 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
     };
     let is_wanted = |(_, name): &(Way, &str)| name.contains(&options.way);
     if !options.start_only {
-        // Sessions with vhost-user still lose a connection now and then without a reason in the fault.
-        let is_sampled = |(way, _): &(Way, &str)| !options.sample || *way != Way::VhostUser;
-        for (way, name) in Way::RUNNING.into_iter().filter(is_wanted).filter(is_sampled) {
+        for (way, name) in Way::RUNNING.into_iter().filter(is_wanted) {
             add((name, sweep_running(&subject(way, programs, false, false), start, options)?))?;
         }
     }
@@ -261,7 +259,8 @@ fn each<I: Sync, T: Send>(items: &[I], jobs: usize, work: impl Fn(&I) -> Option<
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs a cell, and again if something is wrong: a machine under load can be slow.
+/// Runs a cell, and again if something is wrong: a machine under load can be slow. What was wrong counts if it is not
+/// shown to be right.
 fn judge_twice(cell: &Cell, run: &impl Fn(&Cell) -> anyhow::Result<Option<Verdict>>) -> Row {
     let attempt = || {
         run(cell).unwrap_or_else(|error| {
@@ -275,11 +274,16 @@ fn judge_twice(cell: &Cell, run: &impl Fn(&Cell) -> anyhow::Result<Option<Verdic
     if first.is_some() && !is_wrong(&first) {
         return Row { cell: cell.clone(), verdict: first, once: None };
     }
-    let second = attempt();
-    match (is_wrong(&first), is_wrong(&second)) {
-        (true, false) => Row { cell: cell.clone(), verdict: second, once: first },
-        (true, true) => Row { cell: cell.clone(), verdict: first, once: None },
-        _ => Row { cell: cell.clone(), verdict: second, once: None },
+    let mut second = attempt();
+    if is_wrong(&first) && second.is_none() {
+        second = attempt();
+    }
+    match (is_wrong(&first), second) {
+        (true, Some(better)) if better.wrong.is_empty() => {
+            Row { cell: cell.clone(), verdict: Some(better), once: first }
+        }
+        (true, _) => Row { cell: cell.clone(), verdict: first, once: None },
+        (false, second) => Row { cell: cell.clone(), verdict: second, once: None },
     }
 }
 
@@ -375,6 +379,31 @@ mod tests {
         assert_eq!(sample(2), sample(200));
         let calls: Vec<String> = sample(2).into_iter().map(|cell| cell.site.call).collect();
         assert_eq!(calls, ["bind", "close"]);
+    }
+
+    /// The verdicts of a cell that is run repeatedly.
+    fn judged(verdicts: &[Option<Verdict>]) -> Row {
+        let cell = Cell { site: site("bind", "udp"), number: 1, fault: Fault::Short };
+        let next = std::cell::Cell::new(0);
+        judge_twice(&cell, &|_| Ok(verdicts[next.replace(next.get() + 1)].clone()))
+    }
+
+    #[test]
+    fn what_was_wrong_is_right_only_if_the_place_is_reached_again() {
+        let wrong = Verdict { wrong: [(Wrong::Hang, String::new())].into(), ..Verdict::default() };
+        let (wrong, right) = (Some(wrong), Some(Verdict::default()));
+        for (verdicts, verdict, once) in [
+            (vec![right.clone()], &right, &None),
+            (vec![None, right.clone()], &right, &None),
+            (vec![None, None], &None, &None),
+            (vec![wrong.clone(), right.clone()], &right, &wrong),
+            (vec![wrong.clone(), wrong.clone()], &wrong, &None),
+            (vec![wrong.clone(), None, right.clone()], &right, &wrong),
+            (vec![wrong.clone(), None, None], &wrong, &None),
+        ] {
+            let row = judged(&verdicts);
+            assert_eq!((&row.verdict, &row.once), (verdict, once), "{verdicts:?}");
+        }
     }
 
     #[test]

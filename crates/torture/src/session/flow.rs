@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 
 use crate::net::Place;
@@ -218,7 +219,9 @@ fn server(mut stream: TcpStream) -> Result<(), Stop> {
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.set_nodelay(true)
+    stream.set_nodelay(true)?;
+    // It matters to passt's guest: see its settings.
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
 fn expect_end(stream: &mut TcpStream) -> Result<(), Stop> {
