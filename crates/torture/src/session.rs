@@ -125,7 +125,7 @@ pub(crate) fn run(
     session.start_guests_servers()?;
     session.traffic()?;
     let mut outcome = Outcome { flows: session.reports.take(), ..Outcome::default() };
-    let during = tracee.seen().counts;
+    tracee.end_traffic();
     if tracee.seen().status.is_none() {
         session.short_traffic()?;
         outcome.later = session.reports.take();
@@ -145,9 +145,8 @@ pub(crate) fn run(
     outcome.hit = seen.hit.is_some();
     outcome.ports = seen.hit.map(|hit| hit.ports).unwrap_or_default();
     if record {
-        // A fault that hits a later flow would look as if it had lasting effects.
         let mut counts = seen.counts;
-        counts.extend(during);
+        counts.extend(seen.of_traffic);
         outcome.counts = counts.into_iter().collect();
     }
     let log = fs::read_to_string(session.net.dir.join(LOG)).unwrap_or_default();

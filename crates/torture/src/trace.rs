@@ -46,6 +46,9 @@ pub(crate) enum Task {
 pub(crate) struct Seen {
     /// Number of calls at each place.
     pub(crate) counts: BTreeMap<Site, u64>,
+    /// The counts when the traffic had ended and the later flows began. A fault at a place that the traffic has reached does
+    /// not hit a later flow: that would look like a lasting effect.
+    pub(crate) of_traffic: BTreeMap<Site, u64>,
     /// The injected fault.
     pub(crate) hit: Option<Hit>,
     /// The exit status that a shell would report.
@@ -87,6 +90,12 @@ impl Tracee {
     /// What has been seen so far.
     pub(crate) fn seen(&self) -> Seen {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that the traffic has ended, and that later flows begin.
+    pub(crate) fn end_traffic(&self) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.of_traffic = seen.counts.clone();
     }
 
     /// Waits until the program has ended, at most this long. Returns whether it has.
@@ -260,9 +269,11 @@ impl Tracer {
         };
         let count = seen.counts.entry(site.clone()).or_insert(0);
         *count += 1;
+        let count = *count;
         if let Task::Inject(cell) = &self.task
             && cell.site == site
-            && *count >= cell.number
+            && count >= cell.number
+            && !seen.of_traffic.contains_key(&site)
             && let Some(pending) = inject(&cell.fault, call, id, regs, &self.descriptors, self.foreign)?
         {
             let ports = fd.map(|at| self.descriptors.ports(inject::argument(&regs, at) as i32));
