@@ -126,8 +126,18 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
     };
     let is_wanted = |(_, name): &(Way, &str)| name.contains(&options.way);
     if !options.start_only {
-        for (way, name) in Way::RUNNING.into_iter().filter(is_wanted) {
-            add((name, sweep_running(&subject(way, programs, false, false), start, options)?))?;
+        let ways: Vec<(Way, &str)> = Way::RUNNING.into_iter().filter(is_wanted).collect();
+        let sweep = |(way, name): &(Way, &'static str)| {
+            Ok((*name, sweep_running(&subject(*way, programs, false, false), start, options)?))
+        };
+        // Each way begins with sessions without a fault: those of a sample do not wait for each other.
+        if options.sample {
+            let mut swept: Vec<_> =
+                each(&ways, ways.len(), |way| Some(sweep(way))).into_iter().collect::<anyhow::Result<_>>()?;
+            swept.sort_by_key(|(name, _)| ways.iter().position(|(_, way)| way == name));
+            swept.into_iter().try_for_each(&mut add)?;
+        } else {
+            ways.iter().try_for_each(|way| add(sweep(way)?))?;
         }
     }
     if !options.sample && !options.running_only {
