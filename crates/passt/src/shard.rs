@@ -413,8 +413,9 @@ impl Shard {
     /// Handles a change of the host's table of neighbours, or of the host's addresses.
     fn on_neighbours(&mut self, now: Instant) {
         self.sockets.update_addresses();
-        let changes = self.neighbourhood.as_mut().map(Neighbourhood::changes).unwrap_or_default();
-        for change in changes {
+        let Some(neighbourhood) = &mut self.neighbourhood else { return };
+        let known = self.stack.settings().neighbours.iter().map(|(address, _)| address);
+        for change in neighbourhood.changes(known) {
             self.round(now).neighbour(change);
         }
     }

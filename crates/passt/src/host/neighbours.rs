@@ -1,6 +1,7 @@
 //! The other hosts on the host's links, and their hardware addresses (behaviour §4.1.4).
 
 use std::{
+    collections::BTreeMap,
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
 };
@@ -28,8 +29,18 @@ pub(crate) struct Neighbourhood {
     changes: Netlink,
     /// Lists the neighbours. On the subscribed socket, changes could arrive between the parts of a list.
     list: Netlink,
+    /// Changes are lost, and the neighbours were not listed again since.
+    stale: bool,
     /// Indices of the interfaces for IPv4 and IPv6.
     interfaces: [Option<u32>; 2],
+}
+
+/// What a message says of a neighbour.
+enum Entry {
+    Reachable(Mac),
+    /// INCOMPLETE, FAILED: the address resolution has not succeeded. The last known address is kept.
+    Unresolved,
+    Deleted,
 }
 
 impl Neighbourhood {
@@ -42,28 +53,48 @@ impl Neighbourhood {
         let changes = Netlink::subscribe(&[GROUP])?;
         let mut list = Netlink::open()?;
         let present = present(&mut list, interfaces)?;
-        Ok((Self { changes, list, interfaces }, present))
+        let present = present.into_iter().filter_map(neighbour).collect();
+        Ok((Self { changes, list, stale: false, interfaces }, present))
     }
 
-    /// Returns the changes since the last call, without waiting. If the kernel could not keep all of them, the present
-    /// neighbours are returned after those that it has kept.
-    pub(crate) fn changes(&mut self) -> Vec<Neighbour> {
+    /// Returns the changes since the last call, without waiting. If the kernel could not keep all of them, all
+    /// present neighbours are returned, and the end of those in `known` that are not among them.
+    pub(crate) fn changes(&mut self, known: impl Iterator<Item = IpAddr>) -> Vec<Neighbour> {
         let (interfaces, mut found) = (self.interfaces, Vec::new());
         let complete = self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
-        if !complete {
+        if !complete || self.stale {
             match present(&mut self.list, interfaces) {
-                Ok(present) => found.extend(present),
-                Err(error) => log::warn!("neighbours have changed, and can't be listed: {error}"),
+                Ok(present) => {
+                    let gone = known.filter(|address| !present.contains_key(address));
+                    found = gone.map(|address| (address, Entry::Deleted)).collect();
+                    found.extend(present);
+                    self.stale = false;
+                }
+                Err(error) => {
+                    if !self.stale {
+                        log::warn!("neighbours have changed, and can't be listed yet: {error}");
+                    }
+                    self.stale = true;
+                }
             }
         }
-        found
+        found.into_iter().filter_map(neighbour).collect()
     }
 }
 
 /// The present neighbours.
-fn present(list: &mut Netlink, interfaces: [Option<u32>; 2]) -> Result<Vec<Neighbour>, Error> {
+fn present(list: &mut Netlink, interfaces: [Option<u32>; 2]) -> Result<BTreeMap<IpAddr, Entry>, Error> {
     let query = RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default());
-    list.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))
+    let entries = list.dump("neighbours", query, |octets| parse(&interfaces, NEW, octets))?;
+    Ok(entries.into_iter().collect())
+}
+
+fn neighbour((address, entry): (IpAddr, Entry)) -> Option<Neighbour> {
+    match entry {
+        Entry::Reachable(mac) => Some(Neighbour { address, mac: Some(mac) }),
+        Entry::Unresolved => None,
+        Entry::Deleted => Some(Neighbour { address, mac: None }),
+    }
 }
 
 impl AsFd for Neighbourhood {
@@ -73,7 +104,7 @@ impl AsFd for Neighbourhood {
 }
 
 /// Returns the neighbour that a message describes, if the neighbour is on one of the interfaces.
-fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neighbour> {
+fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<(IpAddr, Entry)> {
     let message = NeighbourMessage::parse(octets).ok()?;
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
@@ -89,12 +120,65 @@ fn parse(interfaces: &[Option<u32>; 2], kind: u16, octets: &[u8]) -> Option<Neig
         return None;
     }
     use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
-    match (kind, message.header.state) {
-        (NEW, Reachable | Stale | Delay | Probe | Permanent) => {
-            mac.map(|mac| Neighbour { address, mac: Some(mac) })
-        }
-        (DELETED, _) => Some(Neighbour { address, mac: None }),
-        // INCOMPLETE, FAILED: the address resolution has not succeeded. The last known address is kept.
-        _ => None,
+    let entry = match (kind, message.header.state, mac) {
+        (NEW, Reachable | Stale | Delay | Probe | Permanent, Some(mac)) => Entry::Reachable(mac),
+        (NEW, ..) => Entry::Unresolved,
+        (DELETED, ..) => Entry::Deleted,
+        _ => return None,
+    };
+    Some((address, entry))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::isolated::{add_link, ip, isolated};
+
+    fn batch(lines: impl Iterator<Item = String>) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        lines.for_each(|line| writeln!(file, "{line}").unwrap());
+        ip(&format!("-batch {}", file.path().display()));
+    }
+
+    /// The kernel keeps a limited number of changes. A neighbour that is no longer there would keep its address.
+    #[test]
+    fn neighbours_are_listed_again_after_lost_changes() {
+        isolated(|| {
+            add_link("eth0", "192.0.2.10/16");
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            let interfaces = [Some(rustix::net::netdevice::name_to_index(socket, "eth0").unwrap()), None];
+            let add = |address: &str, mac: &str| {
+                ip(&format!("neigh add {address} lladdr {mac} nud permanent dev eth0"))
+            };
+            add("192.0.2.1", "02:00:00:00:00:01");
+            add("192.0.2.2", "02:00:00:00:00:02");
+            let (mut neighbourhood, present) = Neighbourhood::watch(interfaces).unwrap();
+            let mut known: Vec<IpAddr> = present.iter().map(|neighbour| neighbour.address).collect();
+            known.sort();
+            assert_eq!(known, ["192.0.2.1", "192.0.2.2"].map(|address| address.parse::<IpAddr>().unwrap()));
+
+            ip("neigh del 192.0.2.1 dev eth0");
+            let mut expected = vec![Neighbour { address: known[0], mac: None }];
+            assert_eq!(neighbourhood.changes(known[1..].iter().copied()).last(), expected.last());
+
+            let other = |number: u32| std::net::Ipv4Addr::from(0xc000_0a00 + number % 200);
+            batch((0..2000).flat_map(|number| {
+                let entry = format!("{} lladdr 02:00:00:00:01:00 nud permanent dev eth0", other(number));
+                [format!("neigh add {entry}"), format!("neigh del {} dev eth0", other(number))]
+            }));
+            ip("neigh del 192.0.2.2 dev eth0");
+            add("192.0.2.3", "02:00:00:00:00:03");
+            let changes = neighbourhood.changes(known[1..].iter().copied());
+            expected[0].address = known[1];
+            expected.push(Neighbour {
+                address: "192.0.2.3".parse().unwrap(),
+                mac: Some(Mac([2, 0, 0, 0, 0, 3])),
+            });
+            let of_interest: Vec<_> =
+                changes.into_iter().filter(|change| change.address < other(0)).collect();
+            assert_eq!(of_interest, expected);
+        });
     }
 }
