@@ -423,6 +423,7 @@ impl Shard {
     fn on_link_change(&mut self, change: Change, now: Instant) {
         if change.down {
             self.acceptors.set_open(self.sockets.epoll(), false);
+            self.round(now).link_down();
         }
         if change.room {
             self.round(now).link_has_room();
