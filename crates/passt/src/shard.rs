@@ -245,6 +245,10 @@ impl Shard {
     }
 
     fn serve(&mut self, mut lifetime: Lifetime, resolvers: Option<Resolvers<'_>>) -> anyhow::Result<Exit> {
+        // A child that ended before the signals were blocked reports nothing.
+        if let Some(exit) = lifetime.reap() {
+            return Ok(exit);
+        }
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.wait(&mut events)?;

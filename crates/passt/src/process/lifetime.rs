@@ -128,8 +128,8 @@ impl Lifetime {
         None
     }
 
-    /// Reaps all children that have ended, including adopted ones (behaviour §1.5.9).
-    fn reap(&mut self) -> Option<Exit> {
+    /// Reaps all children that have ended, including adopted ones (behaviour §1.5.9). `Some`: the command has ended.
+    pub(crate) fn reap(&mut self) -> Option<Exit> {
         let command = self.command.as_ref().map(Spawned::pid);
         loop {
             match retry(|| wait(WaitOptions::NOHANG)) {
