@@ -60,8 +60,8 @@ pub fn send_batch<'a>(
         libc::mmsghdr { msg_hdr, msg_len: 0 }
     });
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // Not sendmmsg(3): that of musl makes one call for each datagram. `outgoing` sets the padding of a header to zero, so the kernel
-    // reads the header as the C library declares it.
+    // Not sendmmsg(3): that of musl makes one call for each datagram (findings/musl-sendmmsg-sends-one-by-one.sh).
+    // `outgoing` sets the padding of a header to zero, so the kernel reads the header as the C library declares it.
     // SAFETY: the first `count` headers are valid as in `send`. The kernel writes only their `msg_len`.
     let sent = unsafe {
         libc::syscall(libc::SYS_sendmmsg, fd.as_fd().as_raw_fd(), headers.as_mut_ptr(), count, flags)
