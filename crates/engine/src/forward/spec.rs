@@ -10,7 +10,7 @@
 //! A specifier is parsed in two passes. The first pass reads every chunk and collects the excluded ports. The second
 //! pass makes rules of the included ports, split around the excluded ports. So the order of chunks does not matter.
 
-use alloc::{string::String, vec::Vec};
+use alloc::{format, string::String, vec::Vec};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Enabled, IfName, Listen, MAX_RULES, PortRange, Protocol, Rule};
@@ -80,6 +80,9 @@ pub enum SpecError {
     /// The specifier does not match the grammar.
     #[error("Invalid port specifier '{0}'")]
     Invalid(String),
+    /// The specifier does not match the grammar. The one after it, which does, is probably what was meant.
+    #[error("Invalid port specifier '{0}'; did you mean '{1}'?")]
+    Near(String, String),
     /// The specifier has a listening address or interface, which its direction does not allow (behaviour §2.4.7).
     #[error("Listening address not allowed in '{0}'")]
     ListenNotAllowed(String),
@@ -93,6 +96,21 @@ pub enum SpecError {
 /// # Errors
 /// If `spec` does not match the grammar, or is not allowed in `context`.
 pub fn parse(spec: &str, context: &Context) -> Result<Spec, SpecError> {
+    read(spec, context).map_err(|error| match (error, near(spec)) {
+        (SpecError::Invalid(spec), Some(near)) if read(&near, context).is_ok() => SpecError::Near(spec, near),
+        (error, _) => error,
+    })
+}
+
+/// What may be meant by the notation of container engines, `ADDRESS:PORT:PORT`.
+fn near(spec: &str) -> Option<String> {
+    let colon = spec.find("]:").map_or_else(|| spec.find(':'), |bracket| Some(bracket + 1))?;
+    let (address, ports) = (spec.get(..colon)?, spec.get(colon + 1..)?);
+    parse_addr(address)?;
+    Some(format!("{address}/{ports}"))
+}
+
+fn read(spec: &str, context: &Context) -> Result<Spec, SpecError> {
     if spec == "none" {
         return Ok(Spec::None);
     }

@@ -185,6 +185,18 @@ fn invalid_specifiers() {
     }
 }
 
+/// The notation of container engines is refused, and the error has ours.
+#[test]
+fn the_error_says_what_may_be_meant() {
+    for (spec, near) in [
+        ("127.0.0.1:8080:80", "127.0.0.1/8080:80"),
+        ("[::1]:8080:80", "[::1]/8080:80"),
+        ("127.0.0.1:8080", "127.0.0.1/8080"),
+    ] {
+        assert_eq!(rules(spec), format!("Invalid port specifier '{spec}'; did you mean '{near}'?"));
+    }
+}
+
 /// Refused rules (behaviour §2.4.6, "Errors"); R-101: port 0 is refused.
 #[test]
 fn refused_rules_r101() {
@@ -366,7 +378,10 @@ proptest! {
     fn any_text_is_accepted_or_refused(spec in "[0-9a-z:/,.~%*\\[\\]-]{0,24}|\\PC{0,12}") {
         match parse(&spec, &context()) {
             Ok(_) => {}
-            Err(error) => prop_assert_eq!(error.to_string(), format!("Invalid port specifier '{spec}'")),
+            Err(error) => {
+                let quoted = format!("Invalid port specifier '{}'", spec);
+                prop_assert!(error.to_string().starts_with(&quoted), "{}", error);
+            }
         }
     }
 

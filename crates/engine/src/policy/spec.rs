@@ -64,6 +64,12 @@ pub enum Fault {
     /// The word before the `/` is not a protocol.
     #[error("unknown protocol; use tcp, udp or icmp, or none for all")]
     Protocol,
+    /// The text is a URL.
+    #[error("a URL is no destination; write its host and port, as in example.org:443")]
+    Url,
+    /// The text has several destinations.
+    #[error("only ports can be a list; write a rule for each destination")]
+    List,
     /// The text of the destination has no known form.
     #[error(
         "not an address, a prefix, a domain name or a group (public, private, linklocal, metadata, host, multicast, all)"
@@ -205,6 +211,13 @@ fn parse_action(word: &str) -> Option<Action> {
 fn parse_rule(action: Action, what: &str) -> Result<Rule, Fault> {
     if what.len() > MAX_RULE_LEN {
         return Err(Fault::TooLong);
+    }
+    if what.contains("://") {
+        return Err(Fault::Url);
+    }
+    // Ports have neither dots nor colons.
+    if what.split(',').skip(1).any(|part| part.contains(['.', ':'])) {
+        return Err(Fault::List);
     }
     let (protocol, rest) = split_protocol(what)?;
     if rest.is_empty() {
