@@ -15,6 +15,9 @@ use crate::tables;
 
 /// How long to wait for the server. The server serves one client at a time, so it may serve other clients first.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// After this time without a greeting, the user is told what the reason may be. A server greets at once unless it serves
+/// another client. The API socket never does.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection to a server, which has announced its tables.
 pub(super) struct Client {
@@ -30,15 +33,17 @@ impl Client {
     pub(super) fn connect(path: &Path, debug: bool) -> Result<(Self, Vec<Announced>), String> {
         let stream = UnixStream::connect(path)
             .and_then(|stream| {
-                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.set_read_timeout(Some(PATIENCE))?;
                 stream.set_write_timeout(Some(TIMEOUT))?;
                 Ok(stream)
             })
-            .map_err(|error| format!("Failed to connect to {}: {}", path.display(), plain(&error)))?;
+            .map_err(|error| unreachable(path, &error))?;
         if debug {
             report("Connected to passt/pasta control socket");
         }
-        let tables = receive(&stream)?;
+        let tables = receive(&stream, || {
+            report(&format!("{} has sent nothing yet: is it the socket of --conf-path?", path.display()));
+        })?;
         if debug {
             tables.iter().for_each(|table| report(&summary(table)));
         }
@@ -104,12 +109,25 @@ impl Client {
     }
 }
 
-fn receive(mut stream: &UnixStream) -> Result<Vec<Announced>, String> {
+/// Receives the tables. Calls `silent` once if the server says nothing within the time that is set for reading, and then
+/// waits longer.
+fn receive(mut stream: &UnixStream, silent: impl FnOnce()) -> Result<Vec<Announced>, String> {
+    let mut silent = Some(silent);
     let (mut bytes, mut needs) = (Vec::new(), 1);
     loop {
         let have = bytes.len();
         bytes.resize(needs, 0);
         if let Err(error) = stream.read_exact(&mut bytes[have..]) {
+            // Nothing is lost: the first read is of one byte.
+            if have == 0
+                && error.kind() == io::ErrorKind::WouldBlock
+                && let Some(silent) = silent.take()
+            {
+                silent();
+                stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
+                bytes.clear();
+                continue;
+            }
             return Err(match error.kind() {
                 io::ErrorKind::UnexpectedEof if have == 0 => {
                     "Couldn't read server greeting: No data available".into()
@@ -137,6 +155,18 @@ fn summary(table: &Announced) -> String {
     )
 }
 
+/// Why no server can be reached at `path`.
+fn unreachable(path: &Path, error: &io::Error) -> String {
+    let number = path.to_str().is_some_and(|path| path.parse::<u32>().is_ok());
+    if number && error.kind() == io::ErrorKind::NotFound {
+        return format!(
+            "{}: a process ID does not lead to the rules; give the PATH of the socket of --conf-path",
+            path.display()
+        );
+    }
+    format!("Failed to connect to {}: {}", path.display(), plain(error))
+}
+
 /// The text of an error, without its errno.
 fn plain(error: &io::Error) -> String {
     match error.kind() {
@@ -145,5 +175,31 @@ fn plain(error: &io::Error) -> String {
             let text = error.to_string();
             text.split(" (os error").next().unwrap_or_default().into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Such as the API socket, where the client speaks first.
+    #[test]
+    fn a_server_that_says_nothing_is_reported_once() {
+        let (client, server) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        let mut reported = 0;
+        let end = receive(&client, || {
+            reported += 1;
+            server.shutdown(Shutdown::Both).unwrap();
+        });
+        assert_eq!(end, Err("Couldn't read server greeting: No data available".into()));
+        assert_eq!(reported, 1);
+    }
+
+    #[test]
+    fn a_process_id_is_no_path() {
+        let missing = io::Error::from(io::ErrorKind::NotFound);
+        assert!(unreachable(Path::new("4711"), &missing).contains("socket of --conf-path"));
+        assert!(unreachable(Path::new("/4711"), &missing).starts_with("Failed to connect to /4711: "));
     }
 }

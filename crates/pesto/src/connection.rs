@@ -130,7 +130,14 @@ impl Connection {
     pub(super) fn next(&mut self) -> Result<Option<Value>, String> {
         let mut line = Vec::new();
         let read = self.reader.read_until(b'\n', &mut line);
-        match read.map_err(|error| format!("Error reading from the API socket: {error}"))? {
+        let fault = |error: io::Error| match error.kind() {
+            // Such as the control socket, which refuses what it can't read.
+            ErrorKind::ConnectionReset => {
+                format!("Error reading from the API socket: {error}; is this the socket of --api-socket?")
+            }
+            _ => format!("Error reading from the API socket: {error}"),
+        };
+        match read.map_err(fault)? {
             0 => Ok(None),
             _ => serde_json::from_slice(&line)
                 .map(Some)

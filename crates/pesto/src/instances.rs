@@ -55,8 +55,8 @@ pub(super) fn only() -> Result<PathBuf, String> {
         [one] => Ok(one.path.clone()),
         [] => Err(none),
         _ => {
-            let paths: Vec<String> = instances.iter().map(|one| one.path.display().to_string()).collect();
-            Err(format!("give the PATH of a socket, one of: {}", paths.join(", ")))
+            let list: Vec<String> = instances.iter().map(Instance::named).collect();
+            Err(format!("there are several instances; give the PID or PATH of one: {}", list.join(", ")))
         }
     }
 }
@@ -160,6 +160,12 @@ impl Instance {
     fn flows(&self) -> u64 {
         let kinds = ["tcp", "tcp_bypass", "udp", "ping"].iter();
         kinds.filter_map(|kind| self.stats[*kind]["open"].as_u64()).sum()
+    }
+
+    /// The process ID, what it serves, and the path.
+    fn named(&self) -> String {
+        let [pid, serves] = ["pid", "serves"].map(|key| text::word(&self.config[key]));
+        format!("{pid} ({serves}) {}", self.path.display())
     }
 
     fn row(&self) -> [String; HEADINGS.len()] {

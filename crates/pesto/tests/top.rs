@@ -323,7 +323,10 @@ fn a_command_without_a_path_uses_the_only_instance() {
     let flows = run();
     let message = String::from_utf8_lossy(&flows.stderr).into_owned();
     assert!(
-        flows.status.code() == Some(1) && message.contains("one.api, ") && message.contains("two.api"),
+        flows.status.code() == Some(1)
+            && message.contains("give the PID or PATH of one")
+            && message.contains("one.api, ")
+            && message.contains("two.api"),
         "{message}"
     );
 }

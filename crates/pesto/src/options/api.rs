@@ -145,7 +145,7 @@ fn destination(typed: &str) -> Result<Value, String> {
     match (bare.parse::<IpAddr>(), rest.parse::<SocketAddr>()) {
         (Ok(address), _) => Ok(json!({ "protocol": protocol, "address": address })),
         (_, Ok(end)) => Ok(json!({ "protocol": protocol, "address": end.ip(), "port": end.port() })),
-        _ => Err(format!("'{typed}' is no destination: [PROTOCOL/]ADDRESS[:PORT]")),
+        _ => Err(format!("'{typed}' is no destination: [PROTOCOL/]ADDRESS[:PORT], without a name")),
     }
 }
 
