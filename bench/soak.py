@@ -553,7 +553,7 @@ def plot(source, target):
         for tick in range(5):
             y = top + height - height * tick / 4
             out.append(f'<path d="M{left} {y:.1f}H{width - 10}" stroke="#ddd"/>')
-            out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{high * tick / 4:.3g}</text>')
+            out.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{high * tick / 4:.{1 if high < 100 else 0}f}</text>')
         for column, colour in zip(columns, ("#1f6f8b", "#d1495b")):
             points = " ".join(
                 f"{left + (width - 10 - left) * row[0] / rows[-1][0]:.1f},{top + height - height * row[column] / high:.1f}"
@@ -561,7 +561,8 @@ def plot(source, target):
             out.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
     for tick in range(7):
         x = left + (width - 10 - left) * tick / 6
-        out.append(f'<text x="{x:.1f}" y="{3 * (height + gap) + 12}" text-anchor="middle">{minutes * tick / 6:.0f} min</text>')
+        anchor = "end" if tick == 6 else "middle"
+        out.append(f'<text x="{x:.1f}" y="{3 * (height + gap) + 12}" text-anchor="{anchor}">{minutes * tick / 6:.0f} min</text>')
     out.append(f"<title>{head.lstrip('# ')}</title></svg>")
     with open(target, "w") as file:
         file.write("\n".join(out) + "\n")
