@@ -17,6 +17,7 @@ use netlink_packet_route::{
 use rustix::net::SocketType;
 use wire::ethernet::Mac;
 
+mod followed;
 pub(crate) mod missing;
 mod neighbours;
 pub(crate) mod netlink;

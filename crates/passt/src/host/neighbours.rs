@@ -14,6 +14,7 @@ use netlink_packet_route::{
 };
 use wire::ethernet::Mac;
 
+use super::followed::Followed;
 use super::netlink::{Error, Netlink};
 
 /// `RTM_NEWNEIGH`.
@@ -25,12 +26,7 @@ const GROUP: u32 = 3;
 
 /// Follows the neighbours on one interface for each family.
 pub(crate) struct Neighbourhood {
-    /// A socket that has joined the multicast group [`GROUP`].
-    changes: Netlink,
-    /// Lists the neighbours. On the subscribed socket, changes could arrive between the parts of a list.
-    list: Netlink,
-    /// Changes are lost, and the neighbours were not listed again since.
-    stale: bool,
+    followed: Followed,
     /// Indices of the interfaces for IPv4 and IPv6.
     interfaces: [Option<u32>; 2],
 }
@@ -50,33 +46,20 @@ impl Neighbourhood {
     /// # Errors
     /// The kernel does not report changes, or does not list neighbours.
     pub(crate) fn watch(interfaces: [Option<u32>; 2]) -> Result<(Self, Vec<Neighbour>), Error> {
-        let changes = Netlink::subscribe(&[GROUP])?;
-        let mut list = Netlink::open()?;
-        let present = present(&mut list, interfaces)?;
+        let (followed, present) = Followed::new("neighbours", &[GROUP], |list| present(list, interfaces))?;
         let present = present.into_iter().filter_map(neighbour).collect();
-        Ok((Self { changes, list, stale: false, interfaces }, present))
+        Ok((Self { followed, interfaces }, present))
     }
 
     /// Returns the changes since the last call, without waiting. If the kernel could not keep all of them, all
     /// present neighbours are returned, and the end of those in `known` that are not among them.
     pub(crate) fn changes(&mut self, known: impl Iterator<Item = IpAddr>) -> Vec<Neighbour> {
         let (interfaces, mut found) = (self.interfaces, Vec::new());
-        let complete = self.changes.drain(|kind, octets| found.extend(parse(&interfaces, kind, octets)));
-        if !complete || self.stale {
-            match present(&mut self.list, interfaces) {
-                Ok(present) => {
-                    let gone = known.filter(|address| !present.contains_key(address));
-                    found = gone.map(|address| (address, Entry::Deleted)).collect();
-                    found.extend(present);
-                    self.stale = false;
-                }
-                Err(error) => {
-                    if !self.stale {
-                        log::warn!("neighbours have changed, and can't be listed yet: {error}");
-                    }
-                    self.stale = true;
-                }
-            }
+        let change = |kind, octets: &[u8]| found.extend(parse(&interfaces, kind, octets));
+        if let Some(present) = self.followed.update(change, |list| present(list, interfaces)) {
+            let gone = known.filter(|address| !present.contains_key(address));
+            found = gone.map(|address| (address, Entry::Deleted)).collect();
+            found.extend(present);
         }
         found.into_iter().filter_map(neighbour).collect()
     }
@@ -99,7 +82,7 @@ fn neighbour((address, entry): (IpAddr, Entry)) -> Option<Neighbour> {
 
 impl AsFd for Neighbourhood {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.changes.as_fd()
+        self.followed.as_fd()
     }
 }
 

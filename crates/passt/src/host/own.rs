@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::followed::Followed;
 use super::gather_addresses;
 use super::netlink::{Error, Netlink};
 use super::parse_address;
@@ -18,13 +19,7 @@ const GROUPS: [u32; 2] = [5, 9];
 /// Follows the addresses of all interfaces in the network namespace of the thread that opened the socket.
 #[derive(Debug)]
 pub(crate) struct OwnAddresses {
-    /// A socket that has joined the multicast groups [`GROUPS`].
-    changes: Netlink,
-    /// Lists the addresses. On the subscribed socket, changes could arrive between the parts of a list. The socket is
-    /// kept: the sealed process can open no other.
-    list: Netlink,
-    /// Changes are lost, and the addresses were not listed again since.
-    stale: bool,
+    followed: Followed,
     /// The host's addresses, each with the index of its interface: an address may be on several interfaces.
     own: BTreeSet<(IpAddr, u32)>,
 }
@@ -35,17 +30,15 @@ impl OwnAddresses {
     /// # Errors
     /// The kernel does not report changes, or does not list addresses.
     pub(crate) fn watch() -> Result<Self, Error> {
-        let changes = Netlink::subscribe(&GROUPS)?;
-        let mut list = Netlink::open()?;
-        let own = present(&mut list)?;
-        Ok(Self { changes, list, stale: false, own })
+        let (followed, own) = Followed::new("the host's addresses", &GROUPS, present)?;
+        Ok(Self { followed, own })
     }
 
     /// Applies the changes that have arrived, without waiting. If the kernel could not keep all of them, the addresses
     /// are listed again.
     pub(crate) fn update(&mut self) {
-        let Self { changes, own, .. } = self;
-        let complete = changes.drain(|kind, octets| {
+        let Self { followed, own } = self;
+        let change = |kind, octets: &[u8]| {
             let Some(address) = parse_address(octets) else { return };
             let entry = (address.local, address.interface);
             match kind {
@@ -53,18 +46,9 @@ impl OwnAddresses {
                 DELETED => _ = own.remove(&entry),
                 _ => {}
             }
-        });
-        if complete && !self.stale {
-            return;
-        }
-        match present(&mut self.list) {
-            Ok(present) => (self.own, self.stale) = (present, false),
-            Err(error) => {
-                if !self.stale {
-                    log::warn!("the host's addresses have changed, and can't be listed yet: {error}");
-                }
-                self.stale = true;
-            }
+        };
+        if let Some(present) = followed.update(change, present) {
+            self.own = present;
         }
     }
 
@@ -83,7 +67,7 @@ fn present(list: &mut Netlink) -> Result<BTreeSet<(IpAddr, u32)>, Error> {
 
 impl AsFd for OwnAddresses {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.changes.as_fd()
+        self.followed.as_fd()
     }
 }
 
