@@ -98,7 +98,7 @@ fn a_daemon_of_pasta_is_isolated() {
 #[test]
 fn a_daemon_of_passt_is_isolated() {
     let stage = Stage::new();
-    for user in User::visible().iter().copied().filter(|user| user.available()) {
+    User::each_visible(|user| {
         let socket = stage.path(&format!("socket-{user:?}"));
         let daemon = stage.serve(user, &["-s", socket.to_str().unwrap()]);
         assert_threads_harmless(daemon.pid, 0);
@@ -106,7 +106,7 @@ fn a_daemon_of_passt_is_isolated() {
         assert_ne!(namespace(&daemon.pid.to_string(), "user"), namespace("self", "user"));
         daemon.send(Signal::TERM);
         daemon.assert_ends();
-    }
+    });
 }
 
 /// If user namespaces are forbidden, root needs none, and the process of an ordinary user uses Landlock instead.
@@ -130,7 +130,7 @@ fn passt_starts_without_a_user_namespace() {
 #[test]
 fn pasta_in_the_foreground_is_isolated() {
     let stage = Stage::new();
-    for user in User::visible().iter().copied().filter(|user| user.available()) {
+    User::each_visible(|user| {
         let mut command = stage.pasta(user);
         let mut pasta = Running::new(command.args(["--", "sh", "-c", "echo ready; exec sleep 1000"]));
         assert_eq!(pasta.line(), "ready");
@@ -142,7 +142,7 @@ fn pasta_in_the_foreground_is_isolated() {
         assert_threads_harmless(pid, kept.bits());
         pasta.send(Signal::TERM);
         pasta.end();
-    }
+    });
 }
 
 /// Other processes do not see the mount of the empty root, even if mounts propagate.

@@ -36,35 +36,36 @@ impl User {
 
     /// The users whose processes the test may inspect although they are not dumpable: it needs rights over the user namespace in
     /// which they have executed their program.
-    pub(crate) fn visible() -> &'static [Self] {
+    fn visible() -> &'static [Self] {
         if is_root() { &Self::ALL } else { &[Self::RootOfNamespace, Self::OrdinaryOfNamespace] }
     }
 
     /// Runs `test` as each user that is available here, and reports the test as skipped for the others.
     pub(crate) fn each(test: impl Fn(Self)) {
-        Self::ALL.into_iter().filter(|user| user.available()).for_each(|user| {
-            eprintln!("as {user:?}:");
-            test(user);
-        });
+        Self::each_of(&Self::ALL, test);
+    }
+
+    /// Like [`User::each`], for users whose processes the test may inspect.
+    pub(crate) fn each_visible(test: impl Fn(Self)) {
+        Self::each_of(Self::visible(), test);
     }
 
     /// Like [`User::each`], with a guest that the user has made. Root of a namespace is left out, since it would have
     /// to make the guest inside its namespace.
     pub(crate) fn each_with_guest(test: impl Fn(Self, Guest)) {
-        Self::each_of_with_guest(&[Self::Root, Self::Ordinary], test);
+        Self::each_of(&[Self::Root, Self::Ordinary], |user| test(user, Guest::new(user)));
     }
 
-    /// Like [`User::each_with_guest`], for users whose processes the test may inspect ([`User::visible`]).
+    /// Like [`User::each_with_guest`], for users whose processes the test may inspect.
     pub(crate) fn each_visible_with_guest(test: impl Fn(Self, Guest)) {
-        let users: Vec<Self> =
-            Self::visible().iter().copied().filter(|user| *user != Self::RootOfNamespace).collect();
-        Self::each_of_with_guest(&users, test);
+        let users = Self::visible().iter().copied().filter(|user| *user != Self::RootOfNamespace);
+        Self::each_of(&users.collect::<Vec<_>>(), |user| test(user, Guest::new(user)));
     }
 
-    fn each_of_with_guest(users: &[Self], test: impl Fn(Self, Guest)) {
+    fn each_of(users: &[Self], test: impl Fn(Self)) {
         users.iter().copied().filter(|user| user.available()).for_each(|user| {
             eprintln!("as {user:?}:");
-            test(user, Guest::new(user));
+            test(user);
         });
     }
 
