@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use testkit::random::Random;
 use wire::ethernet::{self, Mac};
 use wire::frame::Outgoing;
 use wire::icmp;
@@ -27,33 +28,30 @@ const CLOSED: u16 = 9;
 
 /// A seeded generator of hostile frames.
 struct FrameGenerator {
-    state: u64,
+    random: Random,
     mac: Mac,
 }
 
 impl FrameGenerator {
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.random.next()
     }
 
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+    fn below(&mut self, n: usize) -> usize {
+        self.random.below(n)
     }
 
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize]
+        choices[self.below(choices.len())]
     }
 
     fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next() as u8).collect()
+        self.random.bytes(len)
     }
 
     /// A source and a destination. The source is the guest's own address, so that its kernel answers packets to it.
     fn ends(&mut self) -> (IpAddr, IpAddr) {
-        let family = self.below(2) as usize;
+        let family = self.below(2);
         let groups: [IpAddr; 4] = [
             Ipv4Addr::new(224, 0, 0, 251).into(),
             Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb).into(),
@@ -84,7 +82,7 @@ impl FrameGenerator {
             9 => self.arp(),
             10 => self.super_frame(&mut header),
             _ => {
-                let len = 14 + self.below(600) as usize;
+                let len = 14 + self.below(600);
                 let mut frame = self.bytes(len);
                 let ethertype = self.pick(&[0x0800_u16, 0x0806, 0x86dd, 0x8100]);
                 frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
@@ -136,7 +134,7 @@ impl FrameGenerator {
 
     fn segment(&mut self) -> Vec<u8> {
         let ends = self.ends();
-        let options_len = 4 * self.below(11) as usize;
+        let options_len = 4 * self.below(11);
         let options = self.bytes(options_len);
         let header = self.header(options.len());
         let len = self.pick(&[0, 0, 1, 536, 1400]);
@@ -187,7 +185,8 @@ impl FrameGenerator {
         let ends = self.ends();
         let echo = if ends.0.is_ipv4() { icmp::v4::ECHO_REQUEST } else { icmp::v6::ECHO_REQUEST };
         let discovery = icmp::v6::ROUTER_SOLICITATION + self.below(5) as u8;
-        let kind = self.pick(&[echo, echo, discovery, discovery, self.state as u8]);
+        let other = self.next() as u8;
+        let kind = self.pick(&[echo, echo, discovery, discovery, other]);
         let header = icmp::Header::new(kind, self.pick(&[0, 0, 0, 1]), self.below(64) as u32);
         let len = self.pick(&[0, 16, 24, 56, 1400]);
         self.write(ends, |to, buffer| to.icmp(buffer, header, len).map(|written| written.len))
@@ -203,7 +202,7 @@ impl FrameGenerator {
     /// flows need it.
     fn mutate(&mut self, frame: &mut Vec<u8>) {
         for _ in 0..1 + self.below(3) {
-            let at = 14 + self.below(90) as usize;
+            let at = 14 + self.below(90);
             let value = self.next() as u8;
             // The source IP address is not changed either: no kernel would reset connections from another address.
             let sender = if frame[12] == 8 { 26..30 } else { 22..38 };
@@ -266,7 +265,7 @@ fn hostile_frames_do_not_disturb_other_flows() {
     let sinks = PEER.map(|peer| net.peer.listen((peer, SINK)));
     let (descriptors, start) = (pasta.descriptors(), pasta.memory_kib());
     let frames = net.guest.frames();
-    let mut generator = FrameGenerator { state: 1, mac: Mac(net.guest_mac()) };
+    let mut generator = FrameGenerator { random: Random::new(1), mac: Mac(net.guest_mac()) };
     let (over, end, asked) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
 
     std::thread::scope(|scope| {

@@ -3,32 +3,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 
+use testkit::random::fill;
+
 const BLOCK: usize = 128 * 1024;
-
-/// Eight bytes of the sequence `seed`, by word index (SplitMix64).
-fn word(seed: u64, index: u64) -> [u8; 8] {
-    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)).to_ne_bytes()
-}
-
-/// Fills `buf` with the bytes of the sequence `seed` from `offset` on.
-fn fill(seed: u64, offset: u64, buf: &mut [u8]) {
-    let skip = (offset % 8) as usize;
-    let mut index = offset / 8;
-    let mut rest = buf;
-    if skip != 0 {
-        let n = rest.len().min(8 - skip);
-        rest[..n].copy_from_slice(&word(seed, index)[skip..skip + n]);
-        rest = &mut rest[n..];
-        index += 1;
-    }
-    for chunk in rest.chunks_mut(8) {
-        chunk.copy_from_slice(&word(seed, index)[..chunk.len()]);
-        index += 1;
-    }
-}
 
 /// `len` bytes of the sequence `seed`.
 pub(crate) fn payload(seed: u64, len: usize) -> Vec<u8> {
@@ -69,7 +46,8 @@ pub(crate) fn receive(mut from: impl Read, seed: u64, len: u64) {
             Err(e) => panic!("receiving at offset {got} of {len}: {e}"),
         };
         fill(seed, got, &mut want[..n]);
-        if let Some(at) = (0..n).find(|&i| block[i] != want[i]) {
+        if block[..n] != want[..n] {
+            let at = (0..n).find(|&i| block[i] != want[i]).unwrap();
             panic!("wrong byte at offset {}: {:#x}, not {:#x}", got + at as u64, block[at], want[at]);
         }
         got += n as u64;
