@@ -15,8 +15,8 @@ use crate::tables;
 
 /// How long to wait for the server. The server serves one client at a time, so it may serve other clients first.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// After this time without a greeting, the user is told what the reason may be. A server greets at once unless it serves
-/// another client. The API socket never does.
+/// How long to wait for the greeting before the user is told that this may be another kind of socket. A server greets
+/// when it begins to serve a client. On the API socket, the client speaks first.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection to a server, which has announced its tables.
