@@ -63,28 +63,38 @@ fn table(mtu: u16, v6: bool) -> String {
         write!(table, " {:>10}", format!("{loss}+{reordering}+{duplication}")).unwrap();
     }
     writeln!(table).unwrap();
-    for delay in DELAYS {
-        for (buffer, bytes) in BUFFERS {
-            for way in [Way::Up, Way::Down, Way::Both] {
-                let label = format!("{}ms {}K {way:?}", delay as f64 / 1000.0, buffer >> 10);
-                write!(table, "{label:16}").unwrap();
-                let clean = run(mtu, v6, Impairments { delay, ..Impairments::CLEAN }, 1, buffer, bytes, way);
-                for (severity, loss, reordering, duplication) in columns() {
-                    let network = Impairments { loss, reordering, duplication, delay };
-                    let (mut times, mut agains) = ([0; SEEDS], [0; SEEDS]);
-                    for (seed, (time, again)) in (1..).zip(times.iter_mut().zip(&mut agains)) {
-                        let outcome = run(mtu, v6, network, seed, buffer, bytes, way);
-                        check(&label, network, severity, way, &outcome, &clean);
-                        (*time, *again) = (outcome.time / 1000, outcome.observed.repeated * 100 / bytes);
-                    }
-                    let cell = format!("{}/{}", coarse(median(times)), coarse(median(agains)));
-                    write!(table, " {cell:>10}").unwrap();
+    std::thread::scope(|scope| {
+        let parts = DELAYS.map(|delay| scope.spawn(move || rows(mtu, v6, delay)));
+        for part in parts {
+            table += &part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+    });
+    table
+}
+
+/// The rows of the table for one delay.
+fn rows(mtu: u16, v6: bool, delay: u64) -> String {
+    let mut rows = String::new();
+    for (buffer, bytes) in BUFFERS {
+        for way in [Way::Up, Way::Down, Way::Both] {
+            let label = format!("{}ms {}K {way:?}", delay as f64 / 1000.0, buffer >> 10);
+            write!(rows, "{label:16}").unwrap();
+            let clean = run(mtu, v6, Impairments { delay, ..Impairments::CLEAN }, 1, buffer, bytes, way);
+            for (severity, loss, reordering, duplication) in columns() {
+                let network = Impairments { loss, reordering, duplication, delay };
+                let (mut times, mut agains) = ([0; SEEDS], [0; SEEDS]);
+                for (seed, (time, again)) in (1..).zip(times.iter_mut().zip(&mut agains)) {
+                    let outcome = run(mtu, v6, network, seed, buffer, bytes, way);
+                    check(&label, network, severity, way, &outcome, &clean);
+                    (*time, *again) = (outcome.time / 1000, outcome.observed.repeated * 100 / bytes);
                 }
-                writeln!(table).unwrap();
+                let cell = format!("{}/{}", coarse(median(times)), coarse(median(agains)));
+                write!(rows, " {cell:>10}").unwrap();
             }
+            writeln!(rows).unwrap();
         }
     }
-    table
+    rows
 }
 
 fn columns() -> impl Iterator<Item = (usize, u32, u32, u32)> {
