@@ -33,7 +33,16 @@ impl PortSet {
 
     /// Adds the ports of a range.
     pub fn insert_range(&mut self, range: PortRange) {
-        range.iter().for_each(|port| self.insert(port));
+        for index in range.first() / BITS..=range.last() / BITS {
+            let mut word = u64::MAX;
+            if index == range.first() / BITS {
+                word &= u64::MAX << (range.first() % BITS);
+            }
+            if index == range.last() / BITS {
+                word &= u64::MAX >> (BITS - 1 - range.last() % BITS);
+            }
+            self.0[usize::from(index)] |= word;
+        }
     }
 
     /// Removes a port.
@@ -58,19 +67,39 @@ impl PortSet {
         self.0.iter().all(|word| *word == 0)
     }
 
+    /// The first port from `from` on that is in the set, or that is not in the set.
+    fn next(&self, from: u16, contained: bool) -> Option<u16> {
+        (from / BITS..=u16::MAX / BITS).find_map(|index| {
+            let word = self.0[usize::from(index)];
+            let word = if contained { word } else { !word };
+            let word = if index == from / BITS { word & (u64::MAX << (from % BITS)) } else { word };
+            (word != 0).then(|| index * BITS + word.trailing_zeros() as u16)
+        })
+    }
+
     /// The ports in the set, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
-        (0..=u16::MAX / BITS).zip(self.0.iter()).filter(|(_, word)| **word != 0).flat_map(|(index, word)| {
-            (0..BITS).filter(move |bit| word & 1 << bit != 0).map(move |bit| index * BITS + bit)
-        })
+        self.within(PortRange::ALL)
     }
 
     /// The ports of a range that are in the set, in ascending order.
     pub fn within(&self, range: PortRange) -> impl Iterator<Item = u16> {
-        let words = range.first() / BITS..=range.last() / BITS;
-        words.filter(|index| self.0[usize::from(*index)] != 0).flat_map(move |index| {
-            let ports = index * BITS..=index * BITS + (BITS - 1);
-            ports.filter(move |port| range.contains(*port) && self.contains(*port))
+        let mut from = Some(range.first());
+        core::iter::from_fn(move || {
+            let port = self.next(from?, true).filter(|port| range.contains(*port));
+            from = port.and_then(|port| port.checked_add(1));
+            port
+        })
+    }
+
+    /// The ranges of ports that are not in the set, in ascending order. Between two ranges is at least one port.
+    pub fn gaps(&self) -> impl Iterator<Item = PortRange> {
+        let mut from = Some(0);
+        core::iter::from_fn(move || {
+            let first = self.next(from?, false)?;
+            let after = self.next(first, true);
+            from = after;
+            PortRange::new(first, after.map_or(u16::MAX, |port| port - 1))
         })
     }
 
@@ -344,6 +373,15 @@ mod tests {
             let within: Vec<u16> = ports.range(range.iter()).copied().collect();
             prop_assert_eq!(set.within(range).collect::<Vec<_>>(), within);
             prop_assert_eq!(set.is_empty(), ports.is_empty());
+            let outside: Vec<u16> = (0..=u16::MAX).filter(|port| !ports.contains(port)).collect();
+            prop_assert_eq!(set.gaps().flat_map(PortRange::iter).collect::<Vec<_>>(), outside);
+            let apart = set.gaps().zip(set.gaps().skip(1)).all(|(one, next)| one.last() + 1 < next.first());
+            prop_assert!(apart, "{:?}", ports);
+
+            let mut longer = set.clone();
+            longer.insert_range(range);
+            let all: BTreeSet<u16> = ports.iter().copied().chain(range.iter()).collect();
+            prop_assert!(longer.iter().eq(all));
         }
     }
 }

@@ -38,7 +38,8 @@ fn condition(code: u8, port: u16, no: u16) -> [Entry; 2] {
 /// [`MAX_LEN`], some sockets at high ports that are not in `ports` are listed, too.
 pub(super) fn only(ports: &PortSet) -> Vec<u8> {
     let mut conditions: Vec<Condition> = Vec::new();
-    for (first, last) in gaps(ports) {
+    for gap in ports.gaps() {
+        let (first, last) = (gap.first(), gap.last());
         if (conditions.len() + 2) * usize::from(CONDITION) > MAX_LEN {
             break;
         }
@@ -75,25 +76,6 @@ enum Otherwise {
     SkipNext,
     /// Leave the socket out.
     LeaveOut,
-}
-
-/// The ranges of ports that are not in the set, in order. A range is its first port and its last port.
-fn gaps(ports: &PortSet) -> impl Iterator<Item = (u16, u16)> {
-    let mut next = Some(0);
-    let mut ports = ports.iter();
-    std::iter::from_fn(move || {
-        loop {
-            let first = next?;
-            let Some(port) = ports.next() else {
-                next = None;
-                return Some((first, u16::MAX));
-            };
-            next = port.checked_add(1);
-            if port > first {
-                return Some((first, port - 1));
-            }
-        }
-    })
 }
 
 #[cfg(test)]
