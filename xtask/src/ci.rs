@@ -28,7 +28,7 @@ const STEPS: [(&str, &str); 4] = [
 /// Runs all steps. Stops when a step fails.
 pub(crate) fn run() -> anyhow::Result<()> {
     // Most end-to-end tests wait for other processes most of the time.
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).max(4).to_string();
+    let threads = (4 * std::thread::available_parallelism().map_or(1, usize::from)).to_string();
     for (name, command) in STEPS {
         step(name, command, &[])?;
     }

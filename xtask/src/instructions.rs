@@ -22,8 +22,8 @@ const CALLS: u32 = 1000;
 pub(crate) enum Build {
     /// As in packages. A build takes a minute or more.
     Release,
-    /// As for tests, so that nothing is built only for this. Counts are 1.5 to 3 times as high, and depend more on what the
-    /// compiler inlines.
+    /// As for tests, so that nothing is built only for this. Counts are higher, up to 3 times for most, and depend more on what
+    /// the compiler inlines.
     Dev,
 }
 
