@@ -13,7 +13,7 @@ use crate::house::root;
 /// The programs. Each is one file.
 pub(super) const PROGRAMS: [&str; 3] = ["passt", "pesto", "qrap"];
 /// Maximum size of a program without its symbols, in bytes.
-const MAX_SIZE: u64 = 7 << 19;
+const MAX_SIZE: u64 = 3 << 20;
 
 /// The programs of one target.
 pub(super) struct Programs {
