@@ -149,7 +149,8 @@ fn datagrams_and_pings_until_the_program_ends() {
     server.send_to(b"answer", (HOST[0], 7003)).unwrap();
     recv_from(&client);
     for peer in [PEER[0], PEER_ALIAS[0], PEER[1]] {
-        net.guest.sh(&format!("ping -n -c 2 -i 0.01 -s 56 -w 60 {peer}"));
+        // With -w, ping would send more than two if a reply were late.
+        net.guest.sh(&format!("ping -n -c 2 -i 0.01 -s 56 -W 60 {peer}"));
     }
     let listener = net.peer.listen((PEER[0], 7000));
     let guest = net.guest.connect((PEER[0], 7000)).unwrap();
