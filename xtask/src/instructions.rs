@@ -45,7 +45,10 @@ impl Build {
             Self::Release => (&["build", "--release", "-p", "instructions"], "release/instructions"),
             Self::Dev => (&["build", "--workspace", "--all-targets"], "debug/instructions"),
         };
-        let built = Command::new("cargo").args(arguments).current_dir(root()).status();
+        // A crate that is compiled incrementally is divided into other parts, so other functions are inlined: by up to 60 % more
+        // instructions. CI compiles a clone once, and not incrementally.
+        let built =
+            Command::new("cargo").args(arguments).env("CARGO_INCREMENTAL", "0").current_dir(root()).status();
         let built = built.context("can't run cargo")?;
         ensure!(built.success(), "the build failed: {built}");
         Ok(target().join(path))
