@@ -226,12 +226,6 @@ proptest! {
         }
     }
 
-}
-
-proptest! {
-    // A case reaches both limits many times, and without optimisation it takes long: each first fragment clears up to 64 KiB.
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
     /// Memory is bounded, for any fragments.
     #[test]
     fn memory_is_bounded(fragments in proptest::collection::vec((0..400u32, 0..8192u16, 1..3000usize), 0..600)) {
