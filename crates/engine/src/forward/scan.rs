@@ -67,7 +67,7 @@ impl PortSet {
         self.0.iter().all(|word| *word == 0)
     }
 
-    /// The first port from `from` on that is in the set, or that is not in the set.
+    /// The first port from `from` on, itself included, that is in the set (`contained`), or that is not.
     fn next(&self, from: u16, contained: bool) -> Option<u16> {
         (from / BITS..=u16::MAX / BITS).find_map(|index| {
             let word = self.0[usize::from(index)];
@@ -92,14 +92,13 @@ impl PortSet {
         })
     }
 
-    /// The ranges of ports that are not in the set, in ascending order. Between two ranges is at least one port.
+    /// The ranges of ports that are not in the set, in ascending order. At least one port of the set is between two ranges.
     pub fn gaps(&self) -> impl Iterator<Item = PortRange> {
         let mut from = Some(0);
         core::iter::from_fn(move || {
             let first = self.next(from?, false)?;
-            let after = self.next(first, true);
-            from = after;
-            PortRange::new(first, after.map_or(u16::MAX, |port| port - 1))
+            from = self.next(first, true);
+            PortRange::new(first, from.map_or(u16::MAX, |port| port - 1))
         })
     }
 
