@@ -2,40 +2,49 @@
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::{
+    num::NonZeroU64,
     ops::{Add, Sub},
     time::Duration,
 };
 
 /// A point in time of a monotonic clock. The clock may start at any time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
-    micros: u64,
+    /// Microseconds since the clock's start, plus one. So an optional time, of which a connection has six, takes eight bytes.
+    after_start: NonZeroU64,
+}
+
+impl Default for Instant {
+    fn default() -> Self {
+        Self::from_micros(0)
+    }
 }
 
 impl Instant {
     /// The point this many microseconds after the clock's start.
     #[must_use]
     pub const fn from_micros(micros: u64) -> Self {
-        Self { micros }
+        Self { after_start: NonZeroU64::MIN.saturating_add(micros) }
     }
 
     /// Microseconds since the clock's start.
     #[must_use]
     pub const fn as_micros(self) -> u64 {
-        self.micros
+        self.after_start.get() - 1
     }
 
     /// Time since `earlier`. Zero if `earlier` is later than this point.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.micros.saturating_sub(earlier.micros))
+        Duration::from_micros(self.after_start.get().saturating_sub(earlier.after_start.get()))
     }
 }
 
 impl Add<Duration> for Instant {
     type Output = Self;
     fn add(self, duration: Duration) -> Self {
-        Self { micros: self.micros.saturating_add(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)) }
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Self { after_start: self.after_start.saturating_add(micros) }
     }
 }
 
@@ -68,7 +77,7 @@ pub struct Timers<K> {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry<K> {
-    micros: u64,
+    at: Instant,
     key: K,
     ticket: u32,
 }
@@ -77,7 +86,7 @@ impl<K: Ord + Copy> Entry<K> {
     /// Whether this entry is due before `other`. The key decides between entries of the same time, so that the order
     /// does not depend on the past.
     fn is_before(&self, other: &Self) -> bool {
-        (self.micros, self.key) < (other.micros, other.key)
+        (self.at, self.key) < (other.at, other.key)
     }
 }
 
@@ -106,7 +115,7 @@ impl<K: Ord + Copy> Timers<K> {
 
     /// Schedules `key` for `at` or a little later. Returns the entry's ticket.
     fn schedule(&mut self, at: Instant, key: K) -> Queued {
-        let micros = at.micros.checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX);
+        let at = Instant::from_micros(at.as_micros().checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX));
         let ticket = match self.places.get(self.free as usize) {
             Some(&next) => core::mem::replace(&mut self.free, next),
             None => {
@@ -114,17 +123,16 @@ impl<K: Ord + Copy> Timers<K> {
                 self.places.len() as u32 - 1
             }
         };
-        self.heap.push(Entry { micros, key, ticket });
+        self.heap.push(Entry { at, key, ticket });
         self.rise(self.heap.len() - 1);
-        Queued { at: Instant { micros }, ticket }
+        Queued { at, ticket }
     }
 
     /// Removes the entry of `key`, unless it was removed already.
     fn cancel(&mut self, queued: Queued, key: K) {
         let Some(&place) = self.places.get(queued.ticket as usize) else { return };
-        let is_same = |entry: &Entry<K>| {
-            (entry.ticket, entry.micros, entry.key) == (queued.ticket, queued.at.micros, key)
-        };
+        let is_same =
+            |entry: &Entry<K>| (entry.ticket, entry.at, entry.key) == (queued.ticket, queued.at, key);
         if self.heap.get(place as usize).is_some_and(is_same) {
             self.remove(place as usize);
         }
@@ -196,12 +204,12 @@ impl<K: Ord + Copy> Timers<K> {
     /// When the next key is due.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.heap.first().map(|entry| Instant { micros: entry.micros })
+        self.heap.first().map(|entry| entry.at)
     }
 
     /// Removes and returns a key that is due.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
-        self.heap.first().filter(|entry| entry.micros <= now.micros)?;
+        self.heap.first().filter(|entry| entry.at <= now)?;
         self.remove(0).map(|entry| entry.key)
     }
 }
@@ -333,7 +341,7 @@ mod tests {
     #[test]
     fn any_order_of_deadlines_agrees_with_a_sorted_set() {
         let mut timers = Timers::default();
-        let mut model: BTreeSet<(u64, u32)> = BTreeSet::new();
+        let mut model: BTreeSet<(Instant, u32)> = BTreeSet::new();
         let mut deadlines = [Deadline::NONE; 64];
         (0..64).for_each(|_| timers.reserve_owner().unwrap());
         let capacity = (timers.heap.capacity(), timers.places.capacity());
@@ -351,13 +359,11 @@ mod tests {
                 }
                 1 => {
                     now = now + Duration::from_millis(u64::from(random >> 8 & 31));
-                    while let Some(&(due, owner)) = model.first().filter(|(due, _)| *due <= now.micros) {
+                    while let Some(&(due, owner)) = model.first().filter(|(due, _)| *due <= now) {
                         assert_eq!(timers.pop_due(now), Some(owner));
                         model.remove(&(due, owner));
                         if !deadlines[owner as usize].reached(now, &mut timers, owner) {
-                            model.extend(
-                                deadlines[owner as usize].queued.map(|queued| (queued.at.micros, owner)),
-                            );
+                            model.extend(deadlines[owner as usize].queued.map(|queued| (queued.at, owner)));
                         }
                     }
                     assert_eq!(timers.pop_due(now), None);
@@ -369,10 +375,10 @@ mod tests {
                         owner,
                     );
                     model.retain(|&(_, other)| other != owner);
-                    model.extend(deadline.queued.map(|queued| (queued.at.micros, owner)));
+                    model.extend(deadline.queued.map(|queued| (queued.at, owner)));
                 }
             }
-            let next = model.first().map(|(due, _)| Instant { micros: *due });
+            let next = model.first().map(|&(due, _)| due);
             assert_eq!((timers.next(), timers.len()), (next, model.len()));
         }
         assert_eq!((timers.heap.capacity(), timers.places.capacity()), capacity);
