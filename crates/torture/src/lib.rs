@@ -6,6 +6,7 @@ mod errnos;
 mod exceptions;
 mod fault;
 mod net;
+mod script;
 mod session;
 mod start;
 mod sweep;
@@ -38,6 +39,8 @@ need namespaces, and ptrace.
   --beside DIR      Also a plain session, of this pasta and of the one in DIR
   --table FILE      Write the table of all cells to this file
   --list            Print the cells
+  --functions FILE  No sweep: write a linker script with the functions that
+                    the running phase calls, in the order of first calls
 ";
 
 /// The options.
@@ -83,6 +86,7 @@ fn parse(arguments: &[String]) -> anyhow::Result<Option<Options>> {
             Arg::Long("only") => options.sweep.only = parser.value()?.string()?,
             Arg::Long("jobs") => options.sweep.jobs = parser.value()?.parse()?,
             Arg::Long("table") => options.sweep.table = Some(parser.value()?.into()),
+            Arg::Long("functions") => options.sweep.functions = Some(parser.value()?.into()),
             Arg::Long("help") | Arg::Short('h') => return Ok(None),
             _ => return Err(argument.unexpected().into()),
         }

@@ -88,6 +88,8 @@ pub(crate) struct Outcome {
     pub(crate) asked_twice: bool,
     /// It ended before SIGTERM.
     pub(crate) ended_early: bool,
+    /// The symbols of called functions, in the order of their first calls.
+    pub(crate) functions: Vec<String>,
     /// Number of calls at each place before the later flows, if the session is recorded. Of places that are reached only
     /// afterwards, all calls.
     pub(crate) counts: Vec<(Site, u64)>,
@@ -100,7 +102,7 @@ pub(crate) fn run(
     limits: &BTreeMap<String, usize>,
 ) -> anyhow::Result<Outcome> {
     let net = Net::new()?;
-    let record = matches!(task, Task::Record);
+    let (record, functions) = (matches!(task, Task::Record), matches!(task, Task::Functions));
     let ready = net.dir.join("ready");
     let programs = &subject.programs;
     let machine = subject
@@ -123,6 +125,11 @@ pub(crate) fn run(
     };
     session.start_servers()?;
     session.start_guests_servers()?;
+    if functions {
+        // First what the program does at rest, then what every flow needs.
+        std::thread::sleep(IDLE * 3);
+        session.short_traffic()?;
+    }
     session.traffic()?;
     let mut outcome = Outcome { flows: session.reports.take(), ..Outcome::default() };
     tracee.end_traffic();
@@ -131,6 +138,7 @@ pub(crate) fn run(
         outcome.later = session.reports.take();
         rest(tracee.pid, limits, &mut outcome)?;
     }
+    outcome.functions = tracee.seen().functions;
     outcome.ended_early = tracee.seen().status.is_some();
     if !outcome.ended_early {
         kill(Pid::from_raw(tracee.pid), Signal::SIGTERM)?;
@@ -178,7 +186,9 @@ pub(crate) fn arguments(way: Way, dir: &Path, plain: bool) -> Vec<String> {
     let mut arguments: Vec<String> = ["-t", "8001,8003", "-u", "8002"].map(str::to_owned).into();
     match way {
         Way::Command | Way::Joining => {
-            arguments.extend(["-T", "7005", "-U", "7006", "--config-net"].map(str::to_owned));
+            // Another pasta takes either ports or a scan for servers.
+            let [tcp, udp] = if plain { ["7005", "7006"] } else { ["7005,auto", "7006,auto"] };
+            arguments.extend(["-T", tcp, "-U", udp, "--config-net"].map(str::to_owned));
         }
         Way::Passt => arguments.extend(["--socket".to_owned(), in_dir(SOCKET)]),
         Way::VhostUser => {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::errnos;
 use crate::fault::{Cell, Site};
+use crate::script::script;
 use crate::session::{self, Outcome, Subject};
 use crate::start;
 use crate::table;
@@ -55,14 +56,15 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     /// `--table`.
     pub(crate) table: Option<PathBuf>,
+    /// `--functions`.
+    pub(crate) functions: Option<PathBuf>,
 }
 
 /// A session, as it is requested from a process in new namespaces.
 #[derive(Deserialize, Serialize)]
 struct Request {
     subject: Subject,
-    record: bool,
-    cell: Option<Cell>,
+    task: Task,
     limits: BTreeMap<String, usize>,
 }
 
@@ -84,12 +86,7 @@ pub(crate) fn inside(request: &str) -> anyhow::Result<String> {
 
 fn inside_session(request: &str) -> anyhow::Result<Outcome> {
     let request: Request = serde_json::from_str(request)?;
-    let task = match (request.cell, request.record) {
-        (Some(cell), _) => Task::Inject(cell),
-        (None, true) => Task::Record,
-        (None, false) => Task::Nothing,
-    };
-    session::run(&request.subject, task, &request.limits)
+    session::run(&request.subject, request.task, &request.limits)
 }
 
 /// Does what is requested in new namespaces.
@@ -124,6 +121,16 @@ pub(crate) fn run(programs: &Path, options: &Options) -> anyhow::Result<bool> {
         let (programs, guest) = (programs.to_owned(), options.guest.clone());
         Subject { programs, way, guest, plain, foreign }
     };
+    if let Some(path) = &options.functions {
+        let mut symbols = Vec::new();
+        for (way, _) in Way::RUNNING {
+            let subject = subject(way, programs, false, false);
+            let request = Request { subject, task: Task::Functions, limits: BTreeMap::new() };
+            symbols.extend(run_inside::<Outcome>(&request)?.functions);
+        }
+        std::fs::write(path, script(&symbols)).with_context(|| format!("can't write {}", path.display()))?;
+        return Ok(true);
+    }
     let is_wanted = |(_, name): &(Way, &str)| name.contains(&options.way);
     if !options.start_only {
         let ways: Vec<(Way, &str)> = Way::RUNNING.into_iter().filter(is_wanted).collect();
@@ -219,8 +226,8 @@ fn sweep_start(programs: &Path, way: Way, options: &Options) -> anyhow::Result<V
 
 /// Sweeps the running phase. `start` is the start of all sweeps.
 fn sweep_running(subject: &Subject, start: Instant, options: &Options) -> anyhow::Result<Vec<Row>> {
-    let request = |record, cell, limits| Request { subject: subject.clone(), record, cell, limits };
-    let recorded: Outcome = run_inside(&request(true, None, BTreeMap::new()))?;
+    let request = |task, limits| Request { subject: subject.clone(), task, limits };
+    let recorded: Outcome = run_inside(&request(Task::Record, BTreeMap::new()))?;
     let cells = cells(&recorded.counts, subject, options);
     if options.list {
         cells.iter().for_each(|cell| println!("{cell}"));
@@ -229,13 +236,14 @@ fn sweep_running(subject: &Subject, start: Instant, options: &Options) -> anyhow
     }
     ensure!(!cells.is_empty(), "no cell contains '{}' (--only)", options.only);
     let clean = vec![(); if options.sample && subject.way != Way::Command { 1 } else { CLEAN }];
-    let clean = each(&clean, options.jobs, |()| Some(run_inside(&request(false, None, BTreeMap::new()))));
+    let clean = each(&clean, options.jobs, |()| Some(run_inside(&request(Task::Nothing, BTreeMap::new()))));
     let mut outcomes = clean.into_iter().collect::<anyhow::Result<Vec<Outcome>>>()?;
     outcomes.push(recorded);
     let baseline = Baseline::of(&outcomes)?;
 
     let run_cell = |cell: &Cell| {
-        let outcome: Outcome = run_inside(&request(false, Some(cell.clone()), baseline.descriptors.clone()))?;
+        let outcome: Outcome =
+            run_inside(&request(Task::Inject(cell.clone()), baseline.descriptors.clone()))?;
         anyhow::Ok(outcome.hit.then(|| baseline.judge(cell, &outcome)))
     };
     let mut rows = each(&cells, options.jobs, |cell| {

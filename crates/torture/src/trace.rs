@@ -4,6 +4,7 @@
 //! speed.
 
 mod calls;
+mod functions;
 mod inject;
 mod kind;
 
@@ -19,11 +20,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::fault::{Cell, Site};
 pub(crate) use calls::of as call_of;
+use functions::Functions;
 pub(crate) use inject::{Pending, object as object_of, start as inject};
 pub(crate) use kind::{Descriptors, UNUSED};
 
@@ -31,7 +35,7 @@ pub(crate) use kind::{Descriptors, UNUSED};
 const START: Duration = Duration::from_secs(30);
 
 /// What the tracer does.
-#[derive(Clone)]
+#[derive(Clone, Deserialize, Serialize)]
 pub(crate) enum Task {
     /// Nothing: the program runs untraced.
     Nothing,
@@ -39,6 +43,8 @@ pub(crate) enum Task {
     Record,
     /// Injects a fault.
     Inject(Cell),
+    /// Notes the functions that are called.
+    Functions,
 }
 
 /// What the tracer has seen.
@@ -51,6 +57,8 @@ pub(crate) struct Seen {
     pub(crate) of_traffic: BTreeMap<Site, u64>,
     /// The injected fault.
     pub(crate) hit: Option<Hit>,
+    /// The symbols of called functions, in the order of their first calls.
+    pub(crate) functions: Vec<String>,
     /// The exit status that a shell would report.
     pub(crate) status: Option<i32>,
 }
@@ -148,6 +156,7 @@ fn trace(
         seen,
         threads: HashMap::new(),
         descriptors,
+        functions: None,
         released: false,
         owed: None,
     };
@@ -165,6 +174,7 @@ struct Tracer {
     seen: Arc<Mutex<Seen>>,
     threads: HashMap<i32, Thread>,
     descriptors: Descriptors,
+    functions: Option<Functions>,
     /// The fault is complete: threads are to be released.
     released: bool,
     /// A thread whose next `epoll_pwait` is to report a descriptor.
@@ -188,6 +198,9 @@ impl Tracer {
             ptrace::interrupt(thread)?;
             self.threads.insert(tid, Thread { name, inside: false, pending: None });
         }
+        if matches!(self.task, Task::Functions) {
+            self.functions = Some(Functions::watch(self.pid)?);
+        }
         Ok(())
     }
 
@@ -202,6 +215,9 @@ impl Tracer {
             };
             match status {
                 WaitStatus::PtraceSyscall(thread) => self.on_call(thread),
+                WaitStatus::Stopped(thread, Signal::SIGTRAP) if self.functions.is_some() => {
+                    self.on_trap(thread)
+                }
                 WaitStatus::Stopped(thread, signal) => self.resume(thread, Some(signal)),
                 WaitStatus::PtraceEvent(thread, ..) => self.resume(thread, None),
                 WaitStatus::Exited(thread, code) => self.on_end(thread, code),
@@ -219,13 +235,22 @@ impl Tracer {
     }
 
     /// Lets a stopped thread continue. If the thread has been killed meanwhile, the error does not matter.
-    fn resume(&self, thread: Pid, signal: Option<nix::sys::signal::Signal>) {
+    fn resume(&self, thread: Pid, signal: Option<Signal>) {
         let busy = self.threads.get(&thread.as_raw()).is_some_and(|thread| thread.pending.is_some());
-        let _gone = if self.released && !busy {
+        let _gone = if self.functions.is_some() {
+            ptrace::cont(thread, signal)
+        } else if self.released && !busy {
             ptrace::detach(thread, signal)
         } else {
             ptrace::syscall(thread, signal)
         };
+    }
+
+    fn on_trap(&mut self, thread: Pid) {
+        if let Some(Ok(called)) = self.functions.as_mut().map(|functions| functions.on_trap(thread)) {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).functions.extend(called);
+        }
+        self.resume(thread, None);
     }
 
     fn on_call(&mut self, thread: Pid) {
