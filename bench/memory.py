@@ -198,7 +198,7 @@ def main():
         return connect(*map(int, rest))
     if role == "flood":
         return flood(rest[0])
-    pasta, count = os.path.realpath(role), int(rest[0]) if rest else 10000
+    pasta, count = os.path.abspath(role), int(rest[0]) if rest else 10000
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if os.environ.get("MEMORY_INSIDE"):

@@ -84,6 +84,9 @@ Tasks:
                      options, all cells are run and the table in docs/torture.md
                      is written. --beside: compare with another pasta. For root;
                      see docs/design/torture.md
+  torture --functions FILE
+                     Record the functions that the running phase calls, and write
+                     their order for the linker (crates/passt/running.ld)
   help               Show this help
 ";
 

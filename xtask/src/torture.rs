@@ -6,16 +6,25 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+use crate::dist::programs;
 use crate::house::root;
 
 /// Builds and runs. With `--programs DIR`, the programs are not built.
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let own = std::env::current_exe()?;
     let target = own.parent().and_then(Path::parent).context("no target folder")?;
+    let linked = tempfile::tempdir()?;
     let mut torture = Command::new("cargo");
     torture.args(["run", "--quiet", "-p", "torture", "--"]);
     torture.arg("--guest").arg(&own);
-    if !arguments.contains(&"--programs") {
+    if arguments.contains(&"--functions") {
+        // Those of packages. Only these are built with the order of functions.
+        let (folder, _) = programs::compile(&programs::native_target()?)?;
+        for (name, program) in [("pasta", "passt"), ("passt", "passt"), ("pesto", "pesto")] {
+            std::os::unix::fs::symlink(folder.join("release").join(program), linked.path().join(name))?;
+        }
+        torture.arg("--programs").arg(linked.path());
+    } else if !arguments.contains(&"--programs") {
         cargo(&["build", "--release", "-p", "passt", "-p", "pesto"])?;
         torture.arg("--programs").arg(target.join("release"));
     }

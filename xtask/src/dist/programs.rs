@@ -1,13 +1,13 @@
 //! Builds the programs of a package: optimised, without paths of this machine, with their debug symbols apart.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
 use super::contents::{self, Library};
-use super::tool;
+use super::{order, tool};
 use crate::house::root;
 
 /// The programs. Each is one file.
@@ -31,7 +31,7 @@ pub(super) struct Programs {
 ///
 /// # Errors
 /// There is no Rust compiler.
-pub(super) fn native_target() -> anyhow::Result<String> {
+pub(crate) fn native_target() -> anyhow::Result<String> {
     let version = tool::output(tool::rustc().arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc -vV does not name its host")?.to_owned())
@@ -64,23 +64,38 @@ fn objcopy(target: &str) -> String {
     foreign(target).map_or("objcopy".into(), |architecture| format!("{architecture}-linux-gnu-objcopy"))
 }
 
-/// Builds the programs for a target, in a folder of their own below `target/`, and puts them into `work`.
+/// Compiles the programs for a target, in a folder of their own below `target/`. Returns the folder of the target, in
+/// which `release` has the programs with their symbols, and the messages of cargo.
 ///
 /// # Errors
-/// A build fails, or a program is larger than it may be.
-pub(super) fn build(target: &str, work: &Path) -> anyhow::Result<Programs> {
+/// The build fails.
+pub(crate) fn compile(target: &str) -> anyhow::Result<(PathBuf, String)> {
     let folder = root().join("target/dist-build");
     let mut cargo = tool::cargo();
     cargo.args(["build", "--release", "--locked", "--target", target, "--target-dir"]).arg(&folder);
     cargo.args(PROGRAMS.iter().flat_map(|name| ["--bin", name]));
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags()?).env("CARGO_INCREMENTAL", "0").env_remove("RUSTFLAGS");
+    cargo
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(&folder)?)
+        .env("CARGO_INCREMENTAL", "0")
+        .env_remove("RUSTFLAGS");
     if foreign(target).is_some() {
         // The compiler brings this linker, and the C library of these targets.
         cargo.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), "rust-lld");
     }
     let messages = tool::output(cargo.arg("--message-format=json-render-diagnostics"))?;
+    Ok((folder.join(target), messages))
+}
+
+/// Builds the programs for a target, and puts them into `work`.
+///
+/// # Errors
+/// A build fails, or a program is larger than it may be.
+pub(super) fn build(target: &str, work: &Path) -> anyhow::Result<Programs> {
+    let (folder, messages) = compile(target)?;
+    let built = folder.join("release");
+    order::check(&built.join("passt"))?;
     let libraries = contents::libraries(target)?;
-    contents::check(&libraries, &messages, &folder.join(target))?;
+    contents::check(&libraries, &messages, &folder)?;
 
     let programs = Programs {
         target: target.to_owned(),
@@ -92,7 +107,7 @@ pub(super) fn build(target: &str, work: &Path) -> anyhow::Result<Programs> {
         std::fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
     }
     for name in PROGRAMS {
-        programs.strip(&folder.join(target).join("release").join(name), name)?;
+        programs.strip(&built.join(name), name)?;
     }
     Ok(programs)
 }
@@ -115,8 +130,9 @@ impl Programs {
     }
 }
 
-/// The compiler's flags, separated as cargo expects them. Paths of this machine get names that are the same everywhere.
-fn flags() -> anyhow::Result<OsString> {
+/// The compiler's flags for a build in `folder`, separated as cargo expects them. Paths of this machine get names that are the
+/// same everywhere.
+fn flags(folder: &Path) -> anyhow::Result<OsString> {
     let cargo_home = match std::env::var_os("CARGO_HOME") {
         Some(folder) => PathBuf::from(folder),
         None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
@@ -126,17 +142,15 @@ fn flags() -> anyhow::Result<OsString> {
     // Below this folder, each registry has a folder whose name depends on its address. The last match counts.
     let registries = std::fs::read_dir(cargo_home.join("registry/src")).into_iter().flatten().flatten();
     paths.extend(registries.map(|entry| (entry.path(), "/cargo/registry")));
-    let mut flags = OsString::new();
-    for (path, name) in paths {
-        if !flags.is_empty() {
-            flags.push("\x1f");
-        }
-        flags.push("--remap-path-prefix=");
-        flags.push(path);
-        flags.push("=");
-        flags.push(name);
-    }
-    Ok(flags)
+    let remap = paths.into_iter().map(|(path, name)| {
+        let mut flag = OsString::from("--remap-path-prefix=");
+        flag.push(path);
+        flag.push("=");
+        flag.push(name);
+        flag
+    });
+    let flags: Vec<OsString> = order::flags(folder)?.into_iter().chain(remap).collect();
+    Ok(flags.join(OsStr::new("\x1f")))
 }
 
 fn sysroot() -> anyhow::Result<PathBuf> {
