@@ -55,14 +55,19 @@ impl fmt::Display for Silence {
 
 impl<W: World> Connection<W> {
     /// Holds the guest's bytes until the check of `claim` has passed.
-    pub(super) fn await_name(&mut self, claim: Claim) {
+    ///
+    /// # Errors
+    /// There is no memory for the check.
+    pub(super) fn await_name(&mut self, claim: Claim) -> Result<(), End> {
+        let parts = self.rare.parts().ok_or(End::Forbidden)?;
+        parts.check = Some(Box::new(Check::new(claim)));
         self.receive.hold();
-        self.check = Some(Box::new(Check::new(claim)));
+        Ok(())
     }
 
     /// Ends the handshake of a connection of the guest. Begins the check if there is one, else the data transfer.
     pub(super) fn begin_check(&mut self, now: Instant) {
-        self.phase = match &mut self.check {
+        self.phase = match self.rare.check_mut() {
             Some(check) => {
                 check.begin(now);
                 Phase::Checking
@@ -79,30 +84,32 @@ impl<W: World> Connection<W> {
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
         self.while_established(segment, pool, cx)?;
-        let Some(check) = &mut self.check else { return Ok(()) };
+        let Some(check) = self.rare.check_mut() else { return Ok(()) };
         // The check reads an urgent byte as part of the stream, but the peer receives that byte out of band.
         if self.receive.is_urgent() {
             return self.without_name(Silence::Urgent, pool, cx);
         }
-        let fed = check.fed;
         let mut found = check.first.feed(&[]);
-        self.receive.ready_after(fed, |piece| {
+        self.receive.ready_after(check.fed, |piece| {
             check.fed += piece.len();
             found = check.first.feed(piece);
         });
-        if let Found::Name(name) = &found {
-            self.account.note_name(name.as_str());
+        let (claim, fed) = (check.claim, check.fed);
+        if let (Found::Name(name), Some(account)) = (&found, self.rare.account_mut()) {
+            account.note_name(name.as_str());
         }
         match found {
-            Found::Name(name) if cx.guard.admits_name(&check.claim, &name) => {
-                self.said = Some(Box::new(name));
+            Found::Name(name) if cx.guard.admits_name(&claim, &name) => {
+                if let Some(parts) = self.rare.reserved() {
+                    parts.said = Some(Box::new(name));
+                }
                 self.pass(pool)
             }
-            Found::NoName(why) if cx.guard.admits_nameless(&check.claim, &why) => self.pass(pool),
+            Found::NoName(why) if cx.guard.admits_nameless(&claim, &why) => self.pass(pool),
             Found::Name(_) | Found::NoName(_) => self.refuse(pool, cx.now),
             Found::More if !self.receive.at_end() => Ok(()),
             // The client has closed and sent nothing.
-            Found::More if check.fed == 0 && !check.claim.server_first => {
+            Found::More if fed == 0 && !claim.server_first => {
                 self.say_farewell(&[], pool, cx.now);
                 Ok(())
             }
@@ -117,7 +124,7 @@ impl<W: World> Connection<W> {
         pool: &mut ChunkPool,
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
-        match &self.check {
+        match self.rare.check() {
             Some(check) if !cx.guard.admits_nameless(&check.claim, &why) => self.refuse(pool, cx.now),
             _ => self.pass(pool),
         }
@@ -125,14 +132,14 @@ impl<W: World> Connection<W> {
 
     /// Ends the check. The connection continues as if there had been no check.
     pub(super) fn pass(&mut self, pool: &mut ChunkPool) -> Result<(), End> {
-        self.check = None;
+        self.rare.end_check();
         self.phase = Phase::Established;
         self.receive.resume(&mut self.socket, pool).or_else(|errno| self.fail(errno))
     }
 
     /// Refuses the connection. A TLS client gets an alert with the reason.
     fn refuse(&mut self, pool: &mut ChunkPool, now: Instant) -> Result<(), End> {
-        match &self.check {
+        match self.rare.check() {
             Some(check) if check.first.protocol() == Some(Protocol::Tls) && !check.claim.server_first => {
                 self.say_farewell(&UNRECOGNIZED_NAME, pool, now);
                 Ok(())
@@ -144,7 +151,7 @@ impl<W: World> Connection<W> {
     /// The guest gets the bytes of `farewell` and a FIN. The peer gets a FIN at once. Neither has received any bytes
     /// before.
     fn say_farewell(&mut self, farewell: &'static [u8], pool: &mut ChunkPool, now: Instant) {
-        let Some(check) = &mut self.check else { return };
+        let Some(check) = self.rare.check_mut() else { return };
         (check.farewell, check.until) = (farewell, Some(now + LINGER));
         self.phase = Phase::Refused;
         self.receive.discard(pool);
@@ -191,7 +198,7 @@ impl<W: World> Connection<W> {
     }
 
     fn send_farewell_run(&mut self, run: Run, cx: &mut Context<'_, W>) -> Sent {
-        let farewell = self.check.as_ref().map_or(&[][..], |check| check.farewell);
+        let farewell = self.rare.check().map_or(&[][..], |check| check.farewell);
         let start = self.send.offset(run.seq) as usize;
         let Some(bytes) = farewell.get(start..start + run.len as usize) else { return Sent::End };
         let size = Size { frame: bytes.len(), segment: self.send.segment_size(cx.link.largest_segment()) };
@@ -213,7 +220,7 @@ impl<W: World> Connection<W> {
         pool: &mut ChunkPool,
         cx: &mut Context<'_, W>,
     ) -> Result<(), End> {
-        let due = self.check.as_ref().and_then(|check| check.until).is_some_and(|until| until <= cx.now);
+        let due = self.rare.check().and_then(|check| check.until).is_some_and(|until| until <= cx.now);
         match self.phase {
             Phase::Checking if due => self.without_name(Silence::Late, pool, cx),
             Phase::Refused if due => Err(End::Refused),

@@ -1,6 +1,5 @@
 //! One connection: a guest endpoint on one side, a socket on the other.
 
-use alloc::boxed::Box;
 use core::time::Duration;
 
 use wire::{
@@ -9,10 +8,9 @@ use wire::{
 };
 
 use super::{
-    check::Check,
-    dial::Dial,
     emit::{self, Fields, Sent, Size},
     queue::ChunkPool,
+    rare::Rare,
     receive::{AckDue, Receiver},
     resets::Reset,
     send::{Ack, MAX_UNANSWERED, Run, Sender},
@@ -20,13 +18,11 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    events::{Abort, Account},
-    first_bytes::HostName,
+    events::Abort,
     flow::{Endpoints, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
     memory::{PayloadOf, RoomOf},
-    names::Hold,
     timer::{Deadline, Instant},
 };
 
@@ -134,19 +130,9 @@ pub(super) struct Connection<W: World> {
     pub(super) active: Instant,
     probed: Option<Instant>,
     pub(super) deadline: Deadline,
-    /// The other servers to try, while a connection to a resolver is not established.
-    pub(super) dial: Option<Box<Dial>>,
-    /// The check of the first bytes. It exists in the phases [`Phase::Checking`] and [`Phase::Refused`], and in the
-    /// phases before them.
-    pub(super) check: Option<Box<Check>>,
     /// Whether the guest began the connection.
     pub(super) is_guests: bool,
-    /// The name that the client has sent, if its first bytes were checked.
-    pub(super) said: Option<Box<HostName>>,
-    /// The hold on the names of the remote address, if a rule by name allows the connection.
-    pub(super) hold: Option<Hold>,
-    /// Reports the end of the connection.
-    pub(super) account: Account,
+    pub(super) rare: Rare,
 }
 
 impl<W: World> Keyed for Connection<W> {
@@ -187,12 +173,8 @@ impl<W: World> Connection<W> {
             active: now,
             probed: None,
             deadline: Deadline::default(),
-            dial: None,
-            check: None,
             is_guests: false,
-            said: None,
-            hold: None,
-            account: Account::NONE,
+            rare: Rare::default(),
         }
     }
 
@@ -329,7 +311,7 @@ impl<W: World> Connection<W> {
             return self.fail(errno);
         }
         // If there is a check, the guest's bytes are held, even during the handshake.
-        if self.error.is_none() && self.check.is_none() && (readiness.writable || readiness.error) {
+        if self.error.is_none() && self.rare.check().is_none() && (readiness.writable || readiness.error) {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }
         Ok(())
@@ -392,7 +374,7 @@ impl<W: World> Connection<W> {
     fn carries(&self) -> bool {
         match self.phase {
             Phase::Established => true,
-            Phase::Checking => self.check.as_ref().is_some_and(|check| check.server_first()),
+            Phase::Checking => self.rare.check().is_some_and(|check| check.server_first()),
             _ => false,
         }
     }
@@ -638,8 +620,8 @@ impl<W: World> Connection<W> {
         }
         let idle = if self.phase == Phase::Established { KEEP_ALIVE } else { INACTIVITY };
         let of_phase = match self.phase {
-            Phase::Connecting => self.dial.as_ref().and_then(|dial| dial.due),
-            Phase::Checking | Phase::Refused => self.check.as_ref().and_then(|check| check.until),
+            Phase::Connecting => self.rare.dial().and_then(|dial| dial.due),
+            Phase::Checking | Phase::Refused => self.rare.check().and_then(|check| check.until),
             _ => None,
         };
         let due = [self.ack_at, self.send.timeout(), of_phase, Some(second_tick(self.silent_since(), idle))];

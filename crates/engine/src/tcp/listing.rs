@@ -16,14 +16,14 @@ impl<W: World> Tcp<W> {
     pub(crate) fn list(&mut self, page: Page, lister: &mut Lister<'_>) -> Option<u32> {
         let (flows, next) = self.flows.page_mut(page.from, page.slots);
         for (id, connection) in flows {
-            let account = core::mem::take(&mut connection.account);
+            let account = connection.rare.take_account();
             let asks_host = lister.asks_host();
             lister.add((id, &account), connection.state(), Some(connection.active), |listed| {
                 if asks_host {
                     connection.complete(listed);
                 }
             });
-            connection.account = account;
+            connection.rare.set_account(account);
         }
         next
     }
@@ -31,13 +31,13 @@ impl<W: World> Tcp<W> {
     /// Adds to a listed connection what the host knows about its socket, if it still exists.
     pub(crate) fn complete(&mut self, listed: &mut Listed) {
         let number = listed.flow.number;
-        let connection = self.flows.get_mut(listed.id).filter(|connection| connection.account.is_of(number));
+        let connection = self.flows.get_mut(listed.id).filter(|connection| connection.rare.is_of(number));
         connection.into_iter().for_each(|connection| connection.complete(listed));
     }
 
     /// Resets a connection on both sides, if it still has this number. Returns whether it has.
     pub(crate) fn end_requested(&mut self, id: FlowId, number: u64, cx: &mut Context<'_, W>) -> bool {
-        let exists = self.flows.get(id).is_some_and(|connection| connection.account.is_of(number));
+        let exists = self.flows.get(id).is_some_and(|connection| connection.rare.is_of(number));
         if exists {
             self.end(id, End::Requested, cx);
         }

@@ -13,6 +13,7 @@ mod handshake;
 mod listing;
 mod questions;
 mod queue;
+mod rare;
 mod receive;
 mod recovery;
 mod redial;
@@ -44,6 +45,7 @@ use self::{
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
     queue::ChunkPool,
+    rare::Rare,
     redial::Redial,
     resets::Reset,
     socket::Socket,
@@ -198,9 +200,18 @@ impl<W: World> Tcp<W> {
             return;
         }
         let mut account = cx.begin(Protocol::Tcp, &ends, destination);
+        let by_name = admission != Admission::Admit;
         let resolvers = cx.settings.resolvers(ends.remote, &self.health, cx.now);
-        let mut dial = resolvers.map(|servers| Dial::new(servers, class));
-        let connecting = match &mut dial {
+        let Some(mut rare) = Rare::reserve(account.is_open() || by_name || resolvers.is_some()) else {
+            self.counters.refused += 1;
+            account.close_unopened(Errno::ENOMEM);
+            return;
+        };
+        rare.set_account(account);
+        if let Some(parts) = rare.reserved() {
+            parts.dial = resolvers.map(|servers| Box::new(Dial::new(servers, class)));
+        }
+        let connecting = match rare.dial_mut() {
             Some(dial) => dial.connect(id, &mut self.health, cx),
             None => {
                 let source = cx.outbound_source(ends.guest.ip(), destination);
@@ -211,7 +222,7 @@ impl<W: World> Tcp<W> {
             Ok(socket) => socket,
             Err(errno) => {
                 self.counters.refused += 1;
-                account.close_unopened(errno);
+                rare.account_mut().into_iter().for_each(|account| account.close_unopened(errno));
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
                     Reset::answering(&ends, 0, syn).send(cx).ok();
                 }
@@ -221,19 +232,20 @@ impl<W: World> Tcp<W> {
         let iss = self.initial_sequence(&ends, cx.now);
         if log::log_enabled!(log::Level::Debug) {
             let Endpoints { guest, remote } = ends;
-            let destination = dial.as_ref().and_then(Dial::server).unwrap_or(destination);
+            let destination = rare.dial().and_then(Dial::server).unwrap_or(destination);
             log::debug!("{id}: {guest} -> {remote}{}", HostSide(socket.local(), "->", Some(destination)));
         }
         let mut connection = Connection::from_guest(ends, Socket::Host(socket), iss, syn, class, cx);
-        (connection.dial, connection.account) = (dial.map(Box::new), account);
+        connection.rare = rare;
         if let Admission::Named(claim) = admission {
-            connection.await_name(claim);
+            connection.await_name(claim).ok(); // memory is reserved
         }
         let id = self.insert(connection);
-        if admission != Admission::Admit
+        if by_name
             && let Some(connection) = id.and_then(|id| self.flows.get_mut(id))
+            && let Some(parts) = connection.rare.reserved()
         {
-            connection.hold = cx.guard.hold(ends.remote.ip(), cx.now);
+            parts.hold = cx.guard.hold(ends.remote.ip(), cx.now);
         }
     }
 
@@ -252,9 +264,10 @@ impl<W: World> Tcp<W> {
         let id = self.next_id(cx).filter(|_| free);
         let watched = id.filter(|&id| cx.host.tcp_watch(id, &socket).is_ok());
         let start = Start::of(Protocol::Tcp, Direction::Inbound, ends);
-        let Some(id) = watched else {
+        let mut account = cx.guard.begin_unjudged(start, cx.now);
+        let Some((id, mut rare)) = watched.zip(Rare::reserve(account.is_open())) else {
             self.counters.refused += 1;
-            cx.guard.begin_unjudged(start, cx.now).close_unopened(Errno::ENFILE);
+            account.close_unopened(Errno::ENFILE);
             socket.reset_on_close();
             return Err(socket);
         };
@@ -264,7 +277,8 @@ impl<W: World> Tcp<W> {
         }
         let iss = self.initial_sequence(&ends, cx.now);
         let mut connection = Connection::from_host(ends, socket, iss, cx);
-        connection.account = cx.guard.begin_unjudged(start, cx.now);
+        rare.set_account(account);
+        connection.rare = rare;
         self.insert(connection);
         Ok(())
     }
@@ -397,7 +411,7 @@ impl<W: World> Tcp<W> {
         let mut connection = self.flows.remove(id)?;
         connection.receive.release(&mut self.pool);
         connection.deadline.withdraw(cx.timers, id);
-        if let Some(hold) = connection.hold.take() {
+        if let Some(hold) = connection.rare.take_hold() {
             cx.guard.release(hold);
         }
         Some(connection)

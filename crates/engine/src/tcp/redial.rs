@@ -30,7 +30,7 @@ impl<W: World> Tcp<W> {
         cx: &mut Context<'_, W>,
     ) -> Redial {
         let Some(connection) = self.flows.get_mut(id) else { return Redial::NotNeeded };
-        let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
+        let Some(dial) = connection.rare.dial_mut().filter(|_| connection.phase == Phase::Connecting) else {
             return Redial::NotNeeded;
         };
         let Some(server) = dial.server() else { return Redial::NotNeeded };
@@ -38,7 +38,7 @@ impl<W: World> Tcp<W> {
         let Some(errno) = error else {
             if readiness.writable {
                 self.health.answered(server.ip());
-                connection.dial = None;
+                connection.rare.end_dial();
             }
             return Redial::NotNeeded;
         };
@@ -61,7 +61,7 @@ impl<W: World> Tcp<W> {
     /// Handles a deadline: gives up a silent resolver, if another resolver can be tried.
     pub(super) fn redial_if_silent(&mut self, id: FlowId, cx: &mut Context<'_, W>) {
         let Some(connection) = self.flows.get_mut(id) else { return };
-        let Some(dial) = connection.dial.as_mut().filter(|_| connection.phase == Phase::Connecting) else {
+        let Some(dial) = connection.rare.dial_mut().filter(|_| connection.phase == Phase::Connecting) else {
             return;
         };
         let (at, server) = (dial.at, dial.server());

@@ -40,9 +40,12 @@ impl<W: World> Connection<W> {
             return if cx.guard.judges_questions() { Ok(()) } else { Err(End::Forbidden) };
         }
         let destination = cx.settings.to_host(Protocol::Tcp, self.ends.remote).unwrap_or(self.ends.remote);
-        let admission = cx.still_admits(Protocol::Tcp, &self.ends, destination, self.said.as_deref());
-        if self.hold.is_none() && matches!(admission, Admission::AdmitByName | Admission::Named(_)) {
-            self.hold = cx.guard.hold(self.ends.remote.ip(), cx.now);
+        let admission = cx.still_admits(Protocol::Tcp, &self.ends, destination, self.rare.said());
+        if matches!(admission, Admission::AdmitByName | Admission::Named(_))
+            && let Some(parts) = self.rare.parts()
+            && parts.hold.is_none()
+        {
+            parts.hold = cx.guard.hold(self.ends.remote.ip(), cx.now);
         }
         match admission {
             Admission::Admit | Admission::AdmitByName => self.need_no_name(pool),
@@ -56,7 +59,7 @@ impl<W: World> Connection<W> {
         if self.phase == Phase::Checking {
             return self.pass(pool);
         }
-        if self.check.take().is_some() {
+        if self.rare.end_check() {
             self.receive.stop_holding();
         }
         Ok(())
@@ -64,9 +67,9 @@ impl<W: World> Connection<W> {
 
     /// Continues or begins the check of the first bytes: only a rule by name allows the connection.
     fn need_name(&mut self, claim: Claim, cx: &mut Context<'_, W>) -> Result<(), End> {
-        match (&mut self.check, self.phase) {
+        match (self.rare.check_mut(), self.phase) {
             (Some(check), _) => check.claim = claim.begun_with(&check.claim),
-            (None, Phase::Connecting | Phase::SynReceived) => self.await_name(claim),
+            (None, Phase::Connecting | Phase::SynReceived) => self.await_name(claim)?,
             // The first bytes were forwarded without a check.
             (None, _) if !cx.guard.still_admits_nameless(&claim) => return Err(End::Forbidden),
             (None, _) => {}

@@ -8,14 +8,16 @@ use super::{
     Tcp,
     conn::{Connection, End},
     questions::{Next, Questions},
+    rare::Rare,
     socket::Socket,
 };
 use crate::{
+    allocation::Boxed,
     context::{Context, World},
     events::{Abort, Start},
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
-    host::Readiness,
+    host::{Errno, Readiness},
 };
 
 /// Maximum number of such connections. If there are more, the oldest one ends. Its client opens another connection when
@@ -36,11 +38,19 @@ impl<W: World> Tcp<W> {
         {
             self.end(oldest, End::Abort(Abort::Displaced), cx);
         }
-        let iss = self.initial_sequence(&ends, cx.now);
-        let socket = Socket::Questions(Questions::new());
-        let mut connection = Connection::from_guest(ends, socket, iss, syn, class, cx);
-        connection.account =
+        let mut account =
             cx.guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Outbound, ends), cx.now);
+        let memory = Boxed::new(Questions::new()).zip(Rare::reserve(account.is_open()));
+        let Some((questions, mut rare)) = memory else {
+            self.counters.refused += 1;
+            account.close_unopened(Errno::ENOMEM);
+            return;
+        };
+        rare.set_account(account);
+        let iss = self.initial_sequence(&ends, cx.now);
+        let mut connection =
+            Connection::from_guest(ends, Socket::Questions(questions), iss, syn, class, cx);
+        connection.rare = rare;
         let Some(id) = self.insert(connection) else { return };
         log::debug!("{id}: {} -> {} (DNS, judged here)", ends.guest, ends.remote);
         self.services.push_back(id);

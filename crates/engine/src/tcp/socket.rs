@@ -4,6 +4,7 @@ use core::net::SocketAddr;
 
 use super::questions::Questions;
 use crate::{
+    allocation::Boxed,
     context::{TcpOf, World},
     host::{Errno, Info, SocketError, TcpSocket},
     memory::{PayloadOf, RoomOf},
@@ -13,8 +14,9 @@ use crate::{
 pub(super) enum Socket<W: World> {
     /// A socket of the host.
     Host(TcpOf<W>),
-    /// The engine itself: it terminates the connection and judges the DNS questions (docs/design/guard.md).
-    Questions(Questions<W::Memory>),
+    /// The engine itself: it terminates the connection and judges the DNS questions (docs/design/guard.md). There are few
+    /// such connections, so their state is not in the table.
+    Questions(Boxed<Questions<W::Memory>>),
 }
 
 /// Calls a method of the socket.

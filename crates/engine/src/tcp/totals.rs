@@ -15,10 +15,12 @@ use crate::{
 impl<W: World> Connection<W> {
     /// Reports the end of the connection.
     pub(super) fn report_end(&mut self, how: How) {
-        if self.account.is_open() {
+        if self.rare.account().is_some() {
             let totals = self.info().map(|info| info.totals);
             let opened = !matches!(self.phase, Phase::Connecting | Phase::SynSent | Phase::SynReceived);
-            self.account.close_with(how, opened, totals);
+            if let Some(account) = self.rare.account_mut() {
+                account.close_with(how, opened, totals);
+            }
         }
     }
 
