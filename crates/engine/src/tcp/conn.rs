@@ -381,7 +381,7 @@ impl<W: World> Connection<W> {
 
     /// Whether both streams have ended, and both sides have acknowledged this.
     pub(super) fn is_finished(&self) -> bool {
-        self.receive.finished && self.send.finished()
+        self.receive.finished() && self.send.finished()
     }
 
     /// Discards from the socket the bytes that the guest has acknowledged.

@@ -58,7 +58,7 @@ impl<W: World> Connection<W> {
             Phase::Connecting => State::Connecting,
             Phase::SynReceived | Phase::SynSent => State::Handshake,
             Phase::Checking => State::Checking,
-            Phase::Established if self.receive.finished || self.send.finished() => State::Closing,
+            Phase::Established if self.receive.finished() || self.send.finished() => State::Closing,
             Phase::Established => State::Established,
             Phase::Refused => State::Refused,
         }

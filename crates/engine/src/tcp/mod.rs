@@ -11,6 +11,7 @@ mod dial;
 mod emit;
 mod handshake;
 mod listing;
+mod marks;
 mod questions;
 mod queue;
 mod rare;

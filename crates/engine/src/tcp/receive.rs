@@ -5,7 +5,10 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
-use super::queue::{ChunkPool, ReceiveQueue};
+use super::{
+    marks::Mark,
+    queue::{ChunkPool, ReceiveQueue},
+};
 use crate::{
     allocation::Boxed,
     host::{Errno, SocketError, TcpSocket},
@@ -19,6 +22,9 @@ pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
 /// The smallest window of a connection that sends in turns: that of the SYN, in bytes.
 const MIN_WINDOW: u32 = 1 << 16;
+/// The unit in which [`Receiver::most`] is stored, in bytes.
+const MOST_UNIT: u32 = 1 << 13;
+const _: () = assert!(WINDOW / MOST_UNIT <= u8::MAX as u32);
 /// Maximum number of pieces in one call of send: half of a full queue.
 const PIECES: usize = 32;
 
@@ -51,16 +57,14 @@ pub(super) struct Receiver {
     queue: Option<Boxed<ReceiveQueue>>,
     /// Whether the socket gets bytes at once when they arrive.
     gate: Gate,
-    /// Maximum number of ready bytes in the queue.
-    most: u32,
+    /// Maximum number of ready bytes in the queue, in units of [`MOST_UNIT`].
+    most: u8,
     /// Sequence number of the guest's urgent byte, until the socket has accepted this byte.
-    urgent: Option<Seq>,
+    urgent: Mark,
     /// The end of the guest's stream: the sequence number of the FIN, if a FIN has arrived.
-    fin: Option<Seq>,
-    /// Whether the socket has been shut down, as the FIN requests.
-    shut: bool,
-    /// Whether the FIN was acknowledged to the guest. Then the peer has acknowledged all bytes.
-    pub(super) finished: bool,
+    fin: Mark,
+    /// How far the end of the guest's stream was passed on.
+    end: Ending,
     /// How soon to acknowledge.
     pub(super) ack: AckDue,
 }
@@ -76,11 +80,10 @@ impl Receiver {
             scale,
             queue: None,
             gate: Gate::Open,
-            most: WINDOW,
-            urgent: None,
-            fin: None,
-            shut: false,
-            finished: false,
+            most: (WINDOW / MOST_UNIT) as u8,
+            urgent: Mark::NONE,
+            fin: Mark::NONE,
+            end: Ending::Open,
             ack: AckDue::No,
         }
     }
@@ -91,7 +94,7 @@ impl Receiver {
         match ahead {
             Some(ahead) => {
                 let most = u32::try_from(ahead).unwrap_or(WINDOW).clamp(MIN_WINDOW, WINDOW);
-                Self { gate: Gate::Turns { full: false }, most, ..self }
+                Self { gate: Gate::Turns { full: false }, most: (most / MOST_UNIT) as u8, ..self }
             }
             None => self,
         }
@@ -122,11 +125,11 @@ impl Receiver {
         pool: &mut ChunkPool,
     ) -> Result<(), Errno> {
         let end = seq + payload.len() as u32;
-        if fin && self.fin.is_none() && !end.before(self.next) {
-            self.fin = Some(end);
+        if fin && self.fin == Mark::NONE && !end.before(self.next) {
+            self.fin = end.into();
         }
         // Data after the guest's FIN is not part of its stream.
-        let limit = self.fin.map_or(self.edge, |fin| fin.min(self.edge));
+        let limit = self.fin.get().map_or(self.edge, |fin| fin.min(self.edge));
         let end = end.min(limit);
         let start = seq.max(self.next);
         if !payload.is_empty() && start.before(end) {
@@ -181,12 +184,17 @@ impl Receiver {
 
     /// Whether the guest has announced an urgent byte that the socket has not accepted yet.
     pub(super) fn is_urgent(&self) -> bool {
-        self.urgent.is_some()
+        self.urgent != Mark::NONE
+    }
+
+    /// Whether the FIN was acknowledged to the guest. Then the peer has acknowledged all bytes.
+    pub(super) fn finished(&self) -> bool {
+        self.end == Ending::Finished
     }
 
     /// Whether the guest has sent everything up to its FIN.
     pub(super) fn at_end(&self) -> bool {
-        self.fin == Some(self.next)
+        self.fin.is_at(self.next)
     }
 
     /// Discards the queued bytes and the FIN, since the peer will not get them.
@@ -198,7 +206,7 @@ impl Receiver {
 
     /// Discards bytes of the guest up to `end`. `fin`: a FIN follows them.
     pub(super) fn skip(&mut self, end: Seq, fin: bool) {
-        if self.finished {
+        if self.finished() {
             self.ack = AckDue::Now;
             return;
         }
@@ -208,15 +216,15 @@ impl Receiver {
         }
         if fin {
             self.next = self.next.max(end + 1);
-            (self.finished, self.ack) = (true, AckDue::Now);
+            (self.end, self.ack) = (Ending::Finished, AckDue::Now);
         }
     }
 
     /// Notes that the guest's urgent byte is at `urgent`. As in every receiver, a later urgent byte replaces an earlier
     /// one.
     pub(super) fn note_urgent(&mut self, urgent: Seq) {
-        if !urgent.before(self.next) && self.urgent.is_none_or(|known| urgent.after(known)) {
-            self.urgent = Some(urgent);
+        if !urgent.before(self.next) && self.urgent.get().is_none_or(|known| urgent.after(known)) {
+            self.urgent = urgent.into();
         }
     }
 
@@ -267,7 +275,7 @@ impl Receiver {
         data: PayloadOf<'_, S::Memory>,
         socket: &mut S,
     ) -> Result<usize, Errno> {
-        if self.urgent.is_none() {
+        if self.urgent == Mark::NONE {
             return self.sent(socket.send(data), data.len());
         }
         let mut sent = 0;
@@ -287,7 +295,7 @@ impl Receiver {
 
     /// The part of the `len` bytes from `seq` on that one call can send.
     fn next_part(&self, seq: Seq, len: usize) -> Part {
-        match self.urgent {
+        match self.urgent.get() {
             Some(urgent) if urgent == seq => Part::Urgent,
             Some(urgent) if urgent.after(seq) => Part::Plain(len.min((urgent - seq) as usize)),
             _ => Part::Plain(len),
@@ -298,7 +306,7 @@ impl Receiver {
     fn send_urgent(&mut self, byte: u8, socket: &mut impl TcpSocket) -> Result<usize, Errno> {
         let sent = self.sent(socket.send_urgent(byte).map(|()| 1), 1)?;
         if sent > 0 {
-            self.urgent = None;
+            self.urgent = Mark::NONE;
         }
         Ok(sent)
     }
@@ -405,7 +413,7 @@ impl Receiver {
     /// Requests an acknowledgment that advertises a larger window, if the advertised window is small and the queue has
     /// much room again (RFC 9293 §3.8.6.2.2).
     fn note_room(&mut self) {
-        if self.edge - self.next < self.most / 2 && self.room() >= self.most / 2 {
+        if self.edge - self.next < self.most() / 2 && self.room() >= self.most() / 2 {
             self.ack = AckDue::Now;
         }
     }
@@ -413,18 +421,18 @@ impl Receiver {
     /// Shuts down the socket when it has accepted all bytes before the guest's FIN. Acknowledges the FIN when the peer
     /// has acknowledged all bytes.
     fn pass_fin(&mut self, socket: &mut impl TcpSocket) -> Result<(), Errno> {
-        if self.finished || self.fin != Some(self.next) || !self.is_drained() {
+        if self.finished() || !self.at_end() || !self.is_drained() {
             return Ok(());
         }
-        if !self.shut {
+        if self.end == Ending::Open {
             match socket.shutdown_write() {
-                Ok(()) => self.shut = true,
+                Ok(()) => self.end = Ending::Shut,
                 Err(SocketError::WouldBlock) => return Ok(()),
                 Err(SocketError::Failed(errno)) => return Err(errno),
             }
         }
         if socket.unacknowledged() == 0 {
-            self.finished = true;
+            self.end = Ending::Finished;
             self.next += 1;
             self.ack = AckDue::Now;
         }
@@ -442,23 +450,28 @@ impl Receiver {
 
     /// Number of bytes that the socket has accepted, modulo 2^32.
     pub(super) fn accepted(&self) -> u32 {
-        (self.next - self.start).wrapping_sub(self.ready_len()).wrapping_sub(self.finished.into())
+        (self.next - self.start).wrapping_sub(self.ready_len()).wrapping_sub(self.finished().into())
     }
 
     fn ready_len(&self) -> u32 {
         self.queue.as_ref().map_or(0, |queue| queue.ready_len())
     }
 
+    /// Maximum number of ready bytes in the queue.
+    const fn most(&self) -> u32 {
+        self.most as u32 * MOST_UNIT
+    }
+
     /// Number of bytes for which the queue has room.
     fn room(&self) -> u32 {
-        self.most.saturating_sub(self.ready_len())
+        self.most().saturating_sub(self.ready_len())
     }
 
     /// The window to advertise in the segment that is about to be sent, scaled as in the header.
     pub(super) fn advertise_window(&mut self) -> u16 {
         let edge = self.next + self.room();
         // Avoids the silly window syndrome: the edge moves by a large step, or does not move (RFC 9293 §3.8.6.2.2).
-        if edge.after(self.edge) && (edge - self.edge >= self.most / 8 || edge - self.next == self.most) {
+        if edge.after(self.edge) && (edge - self.edge >= self.most() / 8 || edge - self.next == self.most()) {
             self.edge = edge;
         }
         let window = if self.edge.after(self.next) { self.edge - self.next } else { 0 };
@@ -482,6 +495,17 @@ impl Receiver {
             queue.release(pool);
         }
     }
+}
+
+/// How far the end of the guest's stream was passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// The guest has not sent a FIN, or bytes before it are missing.
+    Open,
+    /// The socket has been shut down, as the FIN requests.
+    Shut,
+    /// The FIN was acknowledged to the guest.
+    Finished,
 }
 
 /// Whether the socket gets the guest's bytes at once when they arrive. If not, they wait in the queue.

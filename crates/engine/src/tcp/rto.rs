@@ -1,6 +1,6 @@
 //! The retransmission timeout (RFC 6298).
 
-use core::time::Duration;
+use core::{num::NonZeroU32, time::Duration};
 
 use crate::timer::Instant;
 
@@ -11,11 +11,18 @@ const MIN: Duration = Duration::from_millis(240);
 /// Maximum timeout (RFC 6298 §2.5).
 const MAX: Duration = Duration::from_secs(120);
 
+/// The estimated round-trip time, in microseconds.
+#[derive(Clone, Copy, Debug)]
+struct Estimate {
+    smoothed: NonZeroU32,
+    variation: u32,
+}
+
 /// Round-trip estimation and back-off.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct RetransmissionTimeout {
-    /// Smoothed round-trip time and its variation, in microseconds. None before the first measurement.
-    estimate: Option<(u32, u32)>,
+    /// None before the first measurement.
+    estimate: Option<Estimate>,
     /// Number of timeouts since the last progress.
     backoff: u8,
 }
@@ -25,8 +32,8 @@ impl RetransmissionTimeout {
     pub(super) fn duration(&self) -> Duration {
         let base = match self.estimate {
             None => INITIAL,
-            Some((smoothed, variation)) => {
-                Duration::from_micros(u64::from(smoothed) + 4 * u64::from(variation)).max(MIN)
+            Some(Estimate { smoothed, variation }) => {
+                Duration::from_micros(u64::from(smoothed.get()) + 4 * u64::from(variation)).max(MIN)
             }
         };
         base.saturating_mul(1 << self.backoff.min(16)).min(MAX)
@@ -35,12 +42,15 @@ impl RetransmissionTimeout {
     /// Notes a measured round trip. The segment must have been sent only once (Karn's algorithm).
     pub(super) fn measured(&mut self, sent: Instant, now: Instant) {
         let sample = u32::try_from(now.since(sent).as_micros()).unwrap_or(u32::MAX >> 4).min(u32::MAX >> 4);
-        self.estimate = Some(match self.estimate {
+        let (smoothed, variation) = match self.estimate {
             None => (sample, sample / 2),
-            Some((smoothed, variation)) => {
+            Some(Estimate { smoothed, variation }) => {
+                let smoothed = smoothed.get();
                 ((7 * smoothed + sample) / 8, (3 * variation + smoothed.abs_diff(sample)) / 4)
             }
-        });
+        };
+        let smoothed = NonZeroU32::new(smoothed).unwrap_or(NonZeroU32::MIN);
+        self.estimate = Some(Estimate { smoothed, variation });
     }
 
     /// Doubles the timeout after it has expired. Returns the number of timeouts since the last progress.

@@ -2,16 +2,15 @@
 //!
 //! Bytes stay in the socket until the guest has acknowledged them, so this half stores only sequence numbers.
 
-use alloc::boxed::Box;
-use core::time::Duration;
+use core::{num::NonZeroU32, time::Duration};
 
 use wire::{
     payload::Payload,
     tcp::{DEFAULT_MSS, Options, Segment, Seq},
 };
 
-use super::{recovery::Recovery, rto::RetransmissionTimeout};
-use crate::timer::Instant;
+use super::{marks::Mark, recovery::Recovery, rto::RetransmissionTimeout};
+use crate::{allocation::Boxed, timer::Instant};
 
 /// Maximum number of bytes of the guest's window that are used (behaviour §12).
 const MAX_WINDOW: u32 = 16 << 20;
@@ -54,30 +53,30 @@ pub(super) struct Sender {
     base: Seq,
     /// Sequence number of the first byte of the stream.
     start: Seq,
-    /// The guest's window in bytes, and the sequence and acknowledgment number of the segment that advertised it.
+    /// The guest's window in bytes, and the sequence number of the segment that advertised it.
     window: u32,
     window_seq: Seq,
-    window_ack: Seq,
     scale: u8,
     /// The guest's maximum segment size, in bytes of payload.
     mss: u16,
     /// Whether the guest understands SACK.
     sack: bool,
     /// The end of the host's stream: the sequence number of the FIN.
-    fin: Option<Seq>,
+    fin: Mark,
     /// Sequence number of the peer's urgent byte, while this byte is in the socket.
-    urgent: Option<Seq>,
+    urgent: Mark,
     /// The state of loss recovery, if there is loss.
-    recovery: Option<Box<Recovery>>,
+    recovery: Option<Boxed<Recovery>>,
     rto: RetransmissionTimeout,
     /// When to retransmit, or to probe a closed window.
     retransmit_at: Option<Instant>,
     /// Number of timeouts since the guest last answered.
     unanswered: u8,
-    /// A segment whose round trip is being timed.
-    timed: Option<(Seq, Instant)>,
+    /// The time at which a segment was sent whose round trip is being timed, and the sequence number after that segment.
+    timed_at: Option<Instant>,
+    timed_end: Seq,
     /// After a timeout, the maximum number of bytes in flight. It grows until the guest's window is smaller.
-    restart: Option<u32>,
+    restart: Option<NonZeroU32>,
 }
 
 impl Sender {
@@ -91,17 +90,17 @@ impl Sender {
             start: iss + 1,
             window: 0,
             window_seq: Seq(0),
-            window_ack: iss,
             scale: 0,
             mss: DEFAULT_MSS,
             sack: false,
-            fin: None,
-            urgent: None,
+            fin: Mark::NONE,
+            urgent: Mark::NONE,
             recovery: None,
             rto: RetransmissionTimeout::default(),
             retransmit_at: None,
             unanswered: 0,
-            timed: None,
+            timed_at: None,
+            timed_end: iss,
             restart: None,
         }
     }
@@ -123,7 +122,7 @@ impl Sender {
         self.next = self.max;
         self.unanswered = 0;
         self.rto.progress();
-        if let Some((_, sent)) = self.timed.take()
+        if let Some(sent) = self.timed_at.take()
             && !retried
         {
             self.rto.measured(sent, now);
@@ -135,12 +134,11 @@ impl Sender {
     pub(super) fn take_window(&mut self, segment: &Segment<'_, impl Payload>) {
         self.window = self.window_of(segment);
         self.window_seq = segment.seq();
-        self.window_ack = segment.ack();
     }
 
     /// The right edge of the window that may be used.
     pub(super) fn edge(&self) -> Seq {
-        let window = self.restart.map_or(self.window, |restart| restart.min(self.window));
+        let window = self.restart.map_or(self.window, |restart| restart.get().min(self.window));
         self.una + window
     }
 
@@ -192,35 +190,35 @@ impl Sender {
 
     /// Notes that the host's stream ends at `seq`, which is the sequence number of the FIN.
     pub(super) fn ends_at(&mut self, seq: Seq) {
-        self.fin = Some(seq);
+        self.fin = seq.into();
     }
 
     /// Whether the end of the host's stream is known.
     pub(super) fn has_end(&self) -> bool {
-        self.fin.is_some()
+        self.fin != Mark::NONE
     }
 
     /// Whether the stream has ended, and the guest has acknowledged all its bytes.
     pub(super) fn delivered(&self) -> bool {
-        self.fin.is_some_and(|fin| !self.una.before(fin))
+        self.fin.get().is_some_and(|fin| !self.una.before(fin))
     }
 
     /// Whether everything including the FIN is acknowledged.
     pub(super) fn finished(&self) -> bool {
-        self.fin.is_some_and(|fin| self.una.after(fin))
+        self.fin.get().is_some_and(|fin| self.una.after(fin))
     }
 
     /// Sets the end of the stream to `len` bytes after `base`.
     pub(super) fn ends_after(&mut self, len: u32) {
-        self.fin = Some(self.base + len);
+        self.fin = (self.base + len).into();
     }
 
     /// Notes that data or a FIN up to `end` was sent.
     pub(super) fn sent(&mut self, end: Seq, now: Instant) {
         if end.after(self.max) {
             self.max = end;
-            if self.timed.is_none() {
-                self.timed = Some((end, now));
+            if self.timed_at.is_none() {
+                (self.timed_at, self.timed_end) = (Some(now), end);
             }
         }
         self.next = self.next.max(end);
@@ -273,14 +271,14 @@ impl Sender {
         self.una = ack;
         self.next = self.next.max(ack);
         self.rto.progress();
-        if let Some((seq, sent)) = self.timed
-            && !ack.before(seq)
+        if let Some(sent) = self.timed_at
+            && !ack.before(self.timed_end)
         {
             self.rto.measured(sent, now);
-            self.timed = None;
+            self.timed_at = None;
         }
-        self.restart =
-            self.restart.map(|bytes| bytes.saturating_add(2 * advanced)).filter(|&bytes| bytes < MAX_WINDOW);
+        let grown = self.restart.map(|bytes| bytes.saturating_add(2 * advanced));
+        self.restart = grown.filter(|bytes| bytes.get() < MAX_WINDOW);
         self.retransmit_at = self.in_flight().then(|| now + self.rto.duration());
     }
 
@@ -292,10 +290,11 @@ impl Sender {
     fn update_window(&mut self, segment: &Segment<'_, impl Payload>, window: u32, advanced: u32) {
         let seq = segment.seq();
         // A segment that acknowledges new data has the newest window, even if its sequence number is old, since it may
-        // be a retransmission. The sequence number of a keep-alive is one too low.
+        // be a retransmission. Of two segments with the same sequence number, this one is not older, since its
+        // acknowledgment is not (see `on_ack`). The sequence number of a keep-alive is one too low.
         let newer = advanced > 0
             || self.window_seq.before(seq)
-            || (self.window_seq == seq && !segment.ack().before(self.window_ack))
+            || self.window_seq == seq
             || (self.window_seq == seq + 1 && window > self.window);
         if !newer {
             return;
@@ -307,13 +306,12 @@ impl Sender {
         }
         self.window = window;
         self.window_seq = self.window_seq.max(seq);
-        self.window_ack = segment.ack();
         // The guest has shrunk its window: data outside the window counts as not sent. Differences due to
         // rounding by the window scale are ignored.
         let rounding = 1 << self.scale;
         if self.next.after(self.una + self.window + (rounding - 1)) || self.window == 0 {
             self.next = self.next.min(self.una + self.window);
-            self.timed = None;
+            self.timed_at = None;
         }
     }
 
@@ -328,10 +326,14 @@ impl Sender {
         if self.recovery.is_none() && !duplicate && options.sack.as_slice().is_empty() {
             return;
         }
-        let recovery = self.recovery.get_or_insert_default();
+        if self.recovery.is_none() {
+            self.recovery = Boxed::new(Recovery::default());
+        }
+        // Without memory, the timer finds the loss.
+        let Some(recovery) = &mut self.recovery else { return };
         recovery.on_ack(self.una, self.max, &options.sack, duplicate);
         if recovery.begin_if_lost(self.una, self.max, u32::from(self.mss)) {
-            self.timed = None; // Karn's algorithm
+            self.timed_at = None; // Karn's algorithm
         } else if recovery.is_over() || self.una == self.max {
             self.recovery = None;
         }
@@ -340,7 +342,7 @@ impl Sender {
     /// Handles the expiry of the retransmission timer with unacknowledged data: sending starts again from the oldest
     /// unacknowledged byte. Returns the number of timeouts in a row.
     pub(super) fn on_timeout(&mut self) -> u8 {
-        self.timed = None;
+        self.timed_at = None;
         self.rto.expired();
         self.unanswered = self.unanswered.saturating_add(1);
         if !self.window_closed() {
@@ -353,7 +355,7 @@ impl Sender {
                     self.recovery = None;
                 }
             }
-            self.restart = Some(RESTART_SEGMENTS * u32::from(self.mss).max(1));
+            self.restart = NonZeroU32::new(RESTART_SEGMENTS * u32::from(self.mss).max(1));
         }
         self.unanswered
     }
@@ -390,7 +392,7 @@ impl Sender {
     /// be sent only if the socket is `readable`.
     pub(super) fn next_run(&self, readable: bool, largest_segment: u16) -> Option<Run> {
         let (seq, mut end) = (self.next, self.edge());
-        if let Some(fin) = self.fin {
+        if let Some(fin) = self.fin.get() {
             if !seq.before(fin) {
                 return (seq == fin && fin.before(end)).then_some(Run { seq, len: 1, fin: true });
             }
@@ -405,14 +407,14 @@ impl Sender {
         // Only whole segments are sent, unless the window has room for less than one segment.
         let len = if room > size { room - room % size } else { room };
         // While data is in flight, no small segment is sent into a small window (RFC 9293 §3.8.6.2.1).
-        let worth_it = len >= size || !self.in_flight() || again || self.fin.is_some();
+        let worth_it = len >= size || !self.in_flight() || again || self.has_end();
         worth_it.then_some(Run { seq, len, fin: false })
     }
 
     /// The number of bytes of a run that were never sent before. A FIN does not count.
     pub(super) fn new_bytes(&self, run: Run) -> u32 {
         let end = run.seq + run.len;
-        let end = self.fin.map_or(end, |fin| end.min(fin));
+        let end = self.fin.get().map_or(end, |fin| end.min(fin));
         if end.after(self.max) { end - self.max } else { 0 }
     }
 
@@ -423,7 +425,7 @@ impl Sender {
         if !seq.before(end) {
             return None;
         }
-        Some(match self.fin {
+        Some(match self.fin.get() {
             Some(fin) if !seq.before(fin) => Run { seq, len: 1, fin: true },
             fin => {
                 let end = fin.map_or(end, |fin| fin.min(end));
@@ -441,7 +443,7 @@ impl Sender {
 
     /// The probe of a closed window: the next byte, or the FIN.
     pub(super) fn probe(&self) -> Run {
-        Run { seq: self.una, len: 1, fin: self.fin == Some(self.una) }
+        Run { seq: self.una, len: 1, fin: self.fin.is_at(self.una) }
     }
 
     /// Length of the payload of one segment, in bytes: the guest's maximum, limited to the link's `largest_segment`. A
@@ -459,13 +461,13 @@ impl Sender {
     /// Number of bytes that the guest has acknowledged, modulo 2^32. It is -1 before the guest has acknowledged the
     /// SYN.
     pub(super) fn acknowledged(&self) -> u32 {
-        self.fin.map_or(self.una, |fin| fin.min(self.una)) - self.start
+        self.fin.get().map_or(self.una, |fin| fin.min(self.una)) - self.start
     }
 
     /// Number of acknowledged bytes that the socket still has. They are discarded at once: even a few unread bytes may
     /// occupy a large buffer of the kernel, and so make the window that the kernel offers to the peer small.
     pub(super) fn discardable(&self) -> u32 {
-        let end = self.fin.map_or(self.una, |fin| fin.min(self.una));
+        let end = self.fin.get().map_or(self.una, |fin| fin.min(self.una));
         if end.after(self.base) { end - self.base } else { 0 }
     }
 
@@ -473,26 +475,26 @@ impl Sender {
     /// before this, the socket may not have returned it (see [`TcpSocket::peek`](crate::host::TcpSocket::peek)).
     pub(super) fn discarded(&mut self, len: u32) -> bool {
         self.base += len;
-        self.urgent = self.urgent.filter(|urgent| !urgent.before(self.base));
+        self.urgent = self.urgent.get().filter(|urgent| !urgent.before(self.base)).into();
         self.is_urgent(self.base)
     }
 
     /// Notes that the peer's urgent byte is `offset` bytes after the oldest byte in the socket. Returns true if this
     /// urgent byte was not known.
     pub(super) fn note_urgent(&mut self, offset: u32) -> bool {
-        let urgent = Some(self.base + offset);
+        let urgent = (self.base + offset).into();
         core::mem::replace(&mut self.urgent, urgent) != urgent
     }
 
     /// Whether the peer's urgent byte is at `seq`.
     pub(super) fn is_urgent(&self, seq: Seq) -> bool {
-        self.urgent == Some(seq)
+        self.urgent.is_at(seq)
     }
 
     /// The urgent pointer for a segment at `seq`, in bytes: it points to the byte after the urgent byte. Zero if the
     /// urgent byte is before `seq`, or the pointer does not fit in 16 bits.
     pub(super) fn urgent_pointer(&self, seq: Seq) -> u16 {
-        let ahead = self.urgent.filter(|urgent| !urgent.before(seq)).map(|urgent| urgent + 1 - seq);
+        let ahead = self.urgent.get().filter(|urgent| !urgent.before(seq)).map(|urgent| urgent + 1 - seq);
         ahead.and_then(|ahead| u16::try_from(ahead).ok()).unwrap_or(0)
     }
 }
