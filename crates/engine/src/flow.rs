@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 use core::{
     fmt,
-    hash::{BuildHasher, Hash},
-    net::SocketAddr,
+    hash::{BuildHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
 };
 
 use hashbrown::HashTable;
@@ -112,6 +112,44 @@ pub struct Endpoints {
     pub guest: SocketAddr,
     /// The address and port of the other side, as the guest sees them.
     pub remote: SocketAddr,
+}
+
+/// [`Endpoints`] in 38 bytes instead of 64, for each flow of a table. The addresses have no scope, since those that the
+/// guest sees have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) guest: IpAddr,
+    pub(crate) remote: IpAddr,
+    pub(crate) guest_port: u16,
+    pub(crate) remote_port: u16,
+}
+
+impl Ends {
+    pub(crate) const fn endpoints(&self) -> Endpoints {
+        Endpoints {
+            guest: SocketAddr::new(self.guest, self.guest_port),
+            remote: SocketAddr::new(self.remote, self.remote_port),
+        }
+    }
+}
+
+impl From<Endpoints> for Ends {
+    fn from(Endpoints { guest, remote }: Endpoints) -> Self {
+        Self { guest: guest.ip(), remote: remote.ip(), guest_port: guest.port(), remote_port: remote.port() }
+    }
+}
+
+/// Each write to the hash function has a cost, so there are few.
+impl Hash for Ends {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match (self.guest, self.remote) {
+            (IpAddr::V4(guest), IpAddr::V4(remote)) => {
+                state.write_u64(u64::from(guest.to_bits()) << 32 | u64::from(remote.to_bits()));
+            }
+            (guest, remote) => (guest, remote).hash(state),
+        }
+        state.write_u32(u32::from(self.guest_port) << 16 | u32::from(self.remote_port));
+    }
 }
 
 /// The text form for messages: number and kind.

@@ -2,7 +2,7 @@
 
 use alloc::{collections::TryReserveError, vec::Vec};
 use core::{
-    num::NonZeroU64,
+    num::{NonZeroU32, NonZeroU64},
     ops::{Add, Sub},
     time::Duration,
 };
@@ -52,6 +52,23 @@ impl Sub for Instant {
     type Output = Duration;
     fn sub(self, earlier: Self) -> Duration {
         self.since(earlier)
+    }
+}
+
+/// A second since the clock's start, in four bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Second(NonZeroU32);
+
+impl Second {
+    /// The second that contains this point.
+    pub(crate) fn of(at: Instant) -> Self {
+        let seconds = u32::try_from(at.as_micros() / 1_000_000).unwrap_or(u32::MAX);
+        Self(NonZeroU32::MIN.saturating_add(seconds))
+    }
+
+    /// The point at which the second starts.
+    pub(crate) const fn start(self) -> Instant {
+        Instant::from_micros((self.0.get() as u64 - 1) * 1_000_000)
     }
 }
 
@@ -114,7 +131,7 @@ impl<K: Ord + Copy> Timers<K> {
     }
 
     /// Schedules `key` for `at` or a little later. Returns the entry's ticket.
-    fn schedule(&mut self, at: Instant, key: K) -> Queued {
+    fn schedule(&mut self, at: Instant, key: K) -> Ticket {
         let at = Instant::from_micros(at.as_micros().checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX));
         let ticket = match self.places.get(self.free as usize) {
             Some(&next) => core::mem::replace(&mut self.free, next),
@@ -125,16 +142,20 @@ impl<K: Ord + Copy> Timers<K> {
         };
         self.heap.push(Entry { at, key, ticket });
         self.rise(self.heap.len() - 1);
-        Queued { at, ticket }
+        Ticket(NonZeroU32::MIN.saturating_add(ticket))
+    }
+
+    /// The place in the heap of the entry of `key`, unless it was removed already.
+    fn place(&self, ticket: Ticket, key: K) -> Option<usize> {
+        let place = *self.places.get(ticket.index() as usize)? as usize;
+        let entry = self.heap.get(place)?;
+        (entry.ticket == ticket.index() && entry.key == key).then_some(place)
     }
 
     /// Removes the entry of `key`, unless it was removed already.
-    fn cancel(&mut self, queued: Queued, key: K) {
-        let Some(&place) = self.places.get(queued.ticket as usize) else { return };
-        let is_same =
-            |entry: &Entry<K>| (entry.ticket, entry.at, entry.key) == (queued.ticket, queued.at, key);
-        if self.heap.get(place as usize).is_some_and(is_same) {
-            self.remove(place as usize);
+    fn cancel(&mut self, ticket: Ticket, key: K) {
+        if let Some(place) = self.place(ticket, key) {
+            self.remove(place);
         }
     }
 
@@ -214,25 +235,29 @@ impl<K: Ord + Copy> Timers<K> {
     }
 }
 
-/// An entry in the queue.
+/// The number of an entry in the queue: its index in [`Timers::places`], plus one.
 #[derive(Clone, Copy, Debug)]
-struct Queued {
-    at: Instant,
-    ticket: u32,
+struct Ticket(NonZeroU32);
+
+impl Ticket {
+    const fn index(self) -> u32 {
+        self.0.get() - 1
+    }
 }
 
-/// The deadline of one owner, with at most one entry in [`Timers`].
+/// The deadline of one owner, with at most one entry in [`Timers`]. It is packed into 12 bytes, since each flow has one.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(packed(4))]
 pub struct Deadline {
     /// The deadline itself.
     due: Option<Instant>,
     /// The entry in the queue.
-    queued: Option<Queued>,
+    ticket: Option<Ticket>,
 }
 
 impl Deadline {
     /// No deadline.
-    pub const NONE: Self = Self { due: None, queued: None };
+    pub const NONE: Self = Self { due: None, ticket: None };
 
     /// The deadline itself.
     #[must_use]
@@ -244,21 +269,26 @@ impl Deadline {
     pub fn set<K: Ord + Copy>(&mut self, due: Option<Instant>, timers: &mut Timers<K>, key: K) {
         self.due = due;
         if let Some(due) = due
-            && self.queued.is_none_or(|queued| due < queued.at)
+            && self.queued_at(timers, key).is_none_or(|queued| due < queued)
         {
             self.withdraw(timers, key);
-            self.queued = Some(timers.schedule(due, key));
+            self.ticket = Some(timers.schedule(due, key));
         }
+    }
+
+    /// The time of the owner's entry.
+    fn queued_at<K: Ord + Copy>(&self, timers: &Timers<K>, key: K) -> Option<Instant> {
+        timers.place(self.ticket?, key).map(|place| timers.heap[place].at)
     }
 
     /// Whether the deadline has been reached. Call this when the owner's key is due: if the deadline has moved later,
     /// the key is scheduled again.
     pub fn reached<K: Ord + Copy>(&mut self, now: Instant, timers: &mut Timers<K>, key: K) -> bool {
-        if self.queued.is_some_and(|queued| queued.at > now) {
+        if self.queued_at(timers, key).is_some_and(|queued| queued > now) {
             return false;
         }
-        self.queued = None;
-        match self.due {
+        self.ticket = None;
+        match self.due() {
             Some(due) if due <= now => {
                 self.due = None;
                 true
@@ -272,8 +302,8 @@ impl Deadline {
 
     /// Removes the owner's entry. Call this when the owner ends.
     pub fn withdraw<K: Ord + Copy>(&mut self, timers: &mut Timers<K>, key: K) {
-        if let Some(queued) = self.queued.take() {
-            timers.cancel(queued, key);
+        if let Some(ticket) = self.ticket.take() {
+            timers.cancel(ticket, key);
         }
     }
 }
@@ -363,7 +393,8 @@ mod tests {
                         assert_eq!(timers.pop_due(now), Some(owner));
                         model.remove(&(due, owner));
                         if !deadlines[owner as usize].reached(now, &mut timers, owner) {
-                            model.extend(deadlines[owner as usize].queued.map(|queued| (queued.at, owner)));
+                            let queued = deadlines[owner as usize].queued_at(&timers, owner);
+                            model.extend(queued.map(|at| (at, owner)));
                         }
                     }
                     assert_eq!(timers.pop_due(now), None);
@@ -375,7 +406,7 @@ mod tests {
                         owner,
                     );
                     model.retain(|&(_, other)| other != owner);
-                    model.extend(deadline.queued.map(|queued| (queued.at, owner)));
+                    model.extend(deadline.queued_at(&timers, owner).map(|at| (at, owner)));
                 }
             }
             let next = model.first().map(|&(due, _)| due);

@@ -6,6 +6,7 @@ use wire::{
     payload::Payload,
     tcp::{Flags, Options, SackBlocks, Segment, Seq},
 };
+use zerocopy::Unalign;
 
 use super::{
     emit::{self, Fields, Sent, Size},
@@ -19,11 +20,11 @@ use super::{
 use crate::{
     context::{Context, World},
     events::Abort,
-    flow::{Endpoints, FlowId, Keyed},
+    flow::{Endpoints, Ends, FlowId, Keyed},
     host::{Errno, Readiness, SocketError, TcpSocket},
     link::{Full, Link},
     memory::{PayloadOf, RoomOf},
-    timer::{Deadline, Instant},
+    timer::{Deadline, Instant, Second},
 };
 
 /// Maximum number of super-frames sent for one connection in one turn.
@@ -96,7 +97,7 @@ pub(super) enum Handshake {
 }
 
 pub(super) struct Connection<W: World> {
-    pub(super) ends: Endpoints,
+    pub(super) ends: Ends,
     pub(super) socket: Socket<W>,
     pub(super) phase: Phase,
     pub(super) send: Sender,
@@ -108,8 +109,9 @@ pub(super) struct Connection<W: World> {
     read_closed: bool,
     /// Whether the peer's FIN has arrived, so that the socket receives no more bytes.
     peer_closed: bool,
-    /// The socket's error. The bytes that the socket still has are sent to the guest first.
-    pub(super) error: Option<Errno>,
+    /// The socket's error, without alignment: five bytes instead of eight. The bytes that the socket still has are sent
+    /// to the guest first.
+    error: Option<Unalign<Errno>>,
     /// Traffic classes without ECN bits: `class` is that of the guest's segments, and is set on the socket.
     /// `peer_class` is that of the segments to the guest.
     pub(super) class: u8,
@@ -123,12 +125,10 @@ pub(super) struct Connection<W: World> {
     /// Whether the connection is on the table's list of connections that wait for tokens, for each direction.
     pub(super) awaits_turn_to_host: bool,
     pub(super) awaits_turn_to_guest: bool,
-    /// With a rate limit: how many new bytes may be sent to the guest in this turn.
-    pub(super) granted: u32,
-    ack_at: Option<Instant>,
     /// The time of the last segment or bytes of either side.
     pub(super) active: Instant,
-    probed: Option<Instant>,
+    /// The time of the last keep-alive probe.
+    probed: Option<Second>,
     pub(super) deadline: Deadline,
     /// Whether the guest began the connection.
     pub(super) is_guests: bool,
@@ -136,8 +136,8 @@ pub(super) struct Connection<W: World> {
 }
 
 impl<W: World> Keyed for Connection<W> {
-    type Key = Endpoints;
-    fn key(&self) -> Endpoints {
+    type Key = Ends;
+    fn key(&self) -> Ends {
         self.ends
     }
 }
@@ -152,7 +152,7 @@ impl<W: World> Connection<W> {
         now: Instant,
     ) -> Self {
         Self {
-            ends,
+            ends: ends.into(),
             socket,
             phase,
             send,
@@ -168,8 +168,6 @@ impl<W: World> Connection<W> {
             runnable: false,
             awaits_turn_to_host: false,
             awaits_turn_to_guest: false,
-            granted: 0,
-            ack_at: None,
             active: now,
             probed: None,
             deadline: Deadline::default(),
@@ -240,7 +238,7 @@ impl<W: World> Connection<W> {
             if let Some(errno) = self.error
                 && !segment.payload.is_empty()
             {
-                return Err(End::SocketFailed(errno));
+                return Err(End::SocketFailed(errno.get()));
             }
             let in_order = seq == self.receive.next;
             self.receive
@@ -311,7 +309,7 @@ impl<W: World> Connection<W> {
             return self.fail(errno);
         }
         // If there is a check, the guest's bytes are held, even during the handshake.
-        if self.error.is_none() && self.rare.check().is_none() && (readiness.writable || readiness.error) {
+        if !self.has_failed() && self.rare.check().is_none() && (readiness.writable || readiness.error) {
             self.receive.on_writable(&mut self.socket, pool).or_else(|errno| self.fail(errno))?;
         }
         Ok(())
@@ -332,26 +330,41 @@ impl<W: World> Connection<W> {
     /// During the handshake, there are none, and the connection ends at once.
     pub(super) fn fail(&mut self, errno: Errno) -> Result<(), End> {
         self.readable = true;
-        self.error = self.error.or(Some(errno));
+        self.note_error(errno);
         if self.phase == Phase::Established { Ok(()) } else { Err(End::SocketFailed(errno)) }
     }
 
-    /// Sends the segments that are due, and then sets the deadline.
-    pub(super) fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Result<Turn, End> {
-        let turn = self.send_data_and_ack(cx)?;
+    fn note_error(&mut self, errno: Errno) {
+        self.error = self.error.or(Some(Unalign::new(errno)));
+    }
+
+    /// Whether the socket has failed.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.error.is_some()
+    }
+
+    /// Sends the segments that are due, and then sets the deadline. With a rate limit, at most `granted` new bytes are
+    /// sent to the guest.
+    pub(super) fn send_due(
+        &mut self,
+        id: FlowId,
+        granted: u32,
+        cx: &mut Context<'_, W>,
+    ) -> Result<Turn, End> {
+        let turn = self.send_data_and_ack(granted, cx)?;
         if turn != Turn::Finished {
             self.set_deadline(id, cx);
         }
         Ok(turn)
     }
 
-    fn send_data_and_ack(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+    fn send_data_and_ack(&mut self, granted: u32, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         let mut turn = Turn::Idle;
         if self.carries() {
             self.discard();
             turn = self.fill_holes(cx)?;
             if turn == Turn::Idle {
-                turn = self.pump(cx)?;
+                turn = self.pump(granted, cx)?;
             }
         } else if self.phase == Phase::Refused {
             turn = self.send_farewell(cx);
@@ -359,12 +372,9 @@ impl<W: World> Connection<W> {
         if self.receive.ack == AckDue::Now && self.send_ack(cx).is_err() {
             return Ok(Turn::LinkFull);
         }
-        if self.receive.ack == AckDue::Delayed && self.ack_at.is_none() {
-            self.ack_at = Some(cx.now + ACK_DELAY);
-        }
         match self.error {
             // The guest has all bytes that were received before the error.
-            Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno)),
+            Some(errno) if self.send.delivered() => Err(End::SocketFailed(errno.get())),
             _ if self.is_finished() => Ok(Turn::Finished),
             _ => Ok(turn),
         }
@@ -391,7 +401,7 @@ impl<W: World> Connection<W> {
             match self.socket.discard(len) {
                 Ok(gone) => self.readable |= self.send.discarded(gone),
                 // The next peek returns the error.
-                Err(SocketError::Failed(errno)) => self.error = self.error.or(Some(errno)),
+                Err(SocketError::Failed(errno)) => self.note_error(errno),
                 Err(SocketError::WouldBlock) => {}
             }
         }
@@ -414,21 +424,21 @@ impl<W: World> Connection<W> {
         Ok(Turn::MoreToSend)
     }
 
-    /// Sends the socket's bytes, as far as the guest's window allows.
-    fn pump(&mut self, cx: &mut Context<'_, W>) -> Result<Turn, End> {
+    /// Sends the socket's bytes, as far as the guest's window allows. With a rate limit, at most `granted` new bytes.
+    fn pump(&mut self, mut granted: u32, cx: &mut Context<'_, W>) -> Result<Turn, End> {
         let limited = self.is_limited_to_guest(cx);
         for _ in 0..BUDGET {
             let next = self.send.next_run(self.readable, cx.link.largest_segment());
             // After an error, the guest gets a reset instead of a FIN.
-            let Some(run) = next.filter(|run| !run.fin || self.error.is_none()) else {
+            let Some(run) = next.filter(|run| !run.fin || !self.has_failed()) else {
                 return Ok(Turn::Idle);
             };
-            let within = if limited { self.within_grant(run, cx) } else { Some(run) };
+            let within = if limited { self.within_grant(run, granted, cx) } else { Some(run) };
             let Some(run) = within else { return Ok(Turn::NeedsTokens) };
             match self.send_run(run, cx) {
                 Sent::Bytes(len) => {
                     if limited {
-                        self.spend_grant(Run { len, ..run }, cx);
+                        granted = self.spend_grant(Run { len, ..run }, granted, cx);
                     }
                     self.send.sent(run.seq + len, cx.now);
                     // A short read means that there are no more bytes. There are three exceptions: the end of the
@@ -462,9 +472,9 @@ impl<W: World> Connection<W> {
         let offset = self.send.offset(run.seq);
         let size =
             Size { frame: run.len as usize, segment: self.send.segment_size(cx.link.largest_segment()) };
-        let socket = &mut self.socket;
         // After an error, the guest gets a reset instead of a FIN.
-        let may_end = self.peer_closed && self.error.is_none() && !self.send.has_end();
+        let may_end = self.peer_closed && !self.has_failed() && !self.send.has_end();
+        let socket = &mut self.socket;
         let mut fin = false;
         let peek = |room: RoomOf<'_, W::Memory>, fields: &mut Fields| match socket.peek(offset, room) {
             Ok(0) => Sent::End,
@@ -532,7 +542,6 @@ impl<W: World> Connection<W> {
     /// Notes that a segment with an acknowledgment was sent.
     pub(super) fn ack_sent(&mut self) {
         self.receive.ack_sent();
-        self.ack_at = None;
     }
 
     /// Handles all timers of the connection that have expired.
@@ -545,8 +554,7 @@ impl<W: World> Connection<W> {
         if !self.deadline.reached(cx.now, cx.timers, id) {
             return Ok(());
         }
-        if self.ack_at.is_some_and(|at| at <= cx.now) {
-            self.ack_at = None;
+        if self.receive.ack == AckDue::Delayed {
             self.receive.ack = AckDue::Now;
         }
         if self.send.take_timeout(cx.now) {
@@ -599,7 +607,7 @@ impl<W: World> Connection<W> {
             return Err(End::Abort(Abort::Idle));
         }
         if self.phase == Phase::Established && cx.now >= second_tick(self.silent_since(), KEEP_ALIVE) {
-            self.probed = Some(cx.now);
+            self.probed = Some(Second::of(cx.now));
             if !self.send.in_flight() {
                 self.send_control(self.send.keep_alive_seq(), Flags::ACK, cx).ok();
             }
@@ -610,7 +618,7 @@ impl<W: World> Connection<W> {
     /// The time since which the connection has been silent: neither side has sent anything, and the guest was not
     /// probed.
     fn silent_since(&self) -> Instant {
-        self.probed.map_or(self.active, |probed| probed.max(self.active))
+        self.probed.map_or(self.active, |probed| self.active.max(probed.start()))
     }
 
     /// Sets the deadline to the earliest time at which a timer of the connection expires.
@@ -624,14 +632,38 @@ impl<W: World> Connection<W> {
             Phase::Checking | Phase::Refused => self.rare.check().and_then(|check| check.until),
             _ => None,
         };
-        let due = [self.ack_at, self.send.timeout(), of_phase, Some(second_tick(self.silent_since(), idle))];
+        // An acknowledgment that is already delayed is not delayed again.
+        let ack_at = (self.receive.ack == AckDue::Delayed).then(|| {
+            let latest = cx.now + ACK_DELAY;
+            self.deadline.due().map_or(latest, |due| due.min(latest))
+        });
+        let due = [ack_at, self.send.timeout(), of_phase, Some(second_tick(self.silent_since(), idle))];
         self.deadline.set(due.into_iter().flatten().min(), cx.timers, id);
     }
 }
 
 /// The second tick after `since` of a clock with this period: one to two periods after `since`. So the deadlines of all
-/// connections expire together, and one wake-up serves all of them.
+/// connections expire together, and one wake-up serves all of them. The period is a number of whole [seconds](Second).
 fn second_tick(since: Instant, period: Duration) -> Instant {
     let period = period.as_micros() as u64;
     Instant::from_micros((since.as_micros() / period + 2) * period)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::size_of;
+
+    use super::*;
+    use crate::testkit::link::{Kept, Virtual};
+
+    /// There may be ten thousands of connections. What few of them need belongs to [`Rare`], or to a box of its own.
+    #[test]
+    fn a_connection_is_small() {
+        type Connected = Connection<Virtual<Kept>>;
+        assert!(
+            size_of::<Connected>() - size_of::<Socket<Virtual<Kept>>>() <= 216,
+            "{}",
+            size_of::<Connected>()
+        );
+    }
 }

@@ -8,7 +8,7 @@ use wire::{
 
 use crate::{
     context::{Context, World},
-    flow::Endpoints,
+    flow::Ends,
     host::Errno,
     link::{Full, Link},
     memory::{Memory, RoomOf},
@@ -58,13 +58,13 @@ pub(super) struct Size {
 /// Sends a segment with payload. `fill` writes the payload, within the limits of `size`. If `fill` does not return
 /// [`Sent::Bytes`], nothing is sent, and the result is that of `fill`.
 pub(super) fn with_payload<W: World>(
-    ends: &Endpoints,
+    ends: &Ends,
     mut fields: Fields,
     size: Size,
     fill: impl FnOnce(RoomOf<'_, W::Memory>, &mut Fields) -> Sent,
     cx: &mut Context<'_, W>,
 ) -> Sent {
-    let headers = cx.settings.headers(cx.guest, ends.remote.ip(), ends.guest.ip());
+    let headers = cx.settings.headers(cx.guest, ends.remote, ends.guest);
     let outgoing = Outgoing { traffic_class: fields.class, ..headers };
     let mut options = [0; MAX_OPTIONS_LEN];
     let options_len = fields.options.emit(&mut options);
@@ -81,7 +81,7 @@ pub(super) fn with_payload<W: World>(
             not_sent => return not_sent,
         };
         slot.pad(len);
-        let ports = (ends.remote.port(), ends.guest.port());
+        let ports = (ends.remote_port, ends.guest_port);
         let mut header = Header::new(ports, fields.seq, fields.ack, fields.flags, fields.window, options_len);
         if fields.urgent > 0 {
             header.set_urgent(fields.urgent);
@@ -98,7 +98,7 @@ pub(super) fn with_payload<W: World>(
 ///
 /// # Errors
 /// [`Full`], if the link takes no frame now.
-pub(super) fn bare<W: World>(ends: &Endpoints, fields: Fields, cx: &mut Context<'_, W>) -> Result<(), Full> {
+pub(super) fn bare<W: World>(ends: &Ends, fields: Fields, cx: &mut Context<'_, W>) -> Result<(), Full> {
     match with_payload(ends, fields, Size { frame: 0, segment: 0 }, |_, _| Sent::Bytes(0), cx) {
         Sent::Bytes(_) => Ok(()),
         _ => Err(Full),

@@ -1,5 +1,7 @@
 //! The beginning of a connection, from either side (behaviour §6.1, §6.2).
 
+use core::net::IpAddr;
+
 use wire::{
     payload::Payload,
     tcp::{Flags, Options, Segment, Seq},
@@ -24,11 +26,11 @@ use crate::{
 /// The payload of segments above one page is a multiple of this page size, in bytes.
 const PAGE: u16 = 4096;
 
-/// The largest payload of a segment that fits the link's MTU, in bytes. Above one page, it is rounded down to whole
+/// The largest payload of a segment to or from `guest` that fits the link's MTU, in bytes. Above one page, it is rounded down to whole
 /// pages (behaviour §6.3). So it is a few bytes below the host's own maximum segment size. The host can then send each
 /// segment of the guest as one packet, and not as a full packet and a tiny one.
-fn largest_segment(ends: &Endpoints, settings: &Settings) -> u16 {
-    let v4 = ends.guest.is_ipv4();
+fn largest_segment(guest: IpAddr, settings: &Settings) -> u16 {
+    let v4 = guest.is_ipv4();
     let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);
     if largest > PAGE { largest - largest % PAGE } else { largest }
 }
@@ -46,7 +48,7 @@ impl<W: World> Connection<W> {
     ) -> Self {
         let options = Options::parse(syn.options);
         let mut send = Sender::new(iss);
-        send.on_syn(syn, &options, largest_segment(&ends, cx.settings));
+        send.on_syn(syn, &options, largest_segment(ends.guest.ip(), cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         let ahead = cx.rate_limit.window().filter(|_| matches!(socket, Socket::Host(_)));
         let receive = Receiver::new(syn.seq() + 1, scale).in_turns(ahead);
@@ -76,7 +78,7 @@ impl<W: World> Connection<W> {
         let answering = self.phase != Phase::SynSent;
         let scale = (!answering || self.receive.scale > 0).then_some(WINDOW_SCALE);
         let options = Options {
-            mss: Some(largest_segment(&self.ends, cx.settings)),
+            mss: Some(largest_segment(self.ends.guest, cx.settings)),
             window_scale: scale,
             sack_permitted: !answering || self.send.guest_has_sack(),
             ..Options::default()
@@ -128,14 +130,14 @@ impl<W: World> Connection<W> {
         if flags.contains(Flags::ACK) && !acks_our_syn {
             // The segment belongs to an earlier connection with these ports. A reset makes the guest drop that
             // connection (RFC 9293 §3.5.2).
-            Reset::answering(&self.ends, self.peer_class, segment).send(cx).ok();
+            Reset::answering(self.ends, self.peer_class, segment).send(cx).ok();
             return Ok(());
         }
         if !flags.contains(Flags::SYN | Flags::ACK) {
             return Ok(());
         }
         let options = Options::parse(segment.options);
-        self.send.on_syn(segment, &options, largest_segment(&self.ends, cx.settings));
+        self.send.on_syn(segment, &options, largest_segment(self.ends.guest, cx.settings));
         let scale = if options.window_scale.is_some() { WINDOW_SCALE } else { 0 };
         self.receive = Receiver::new(segment.seq() + 1, scale).in_turns(cx.rate_limit.window());
         self.send.on_handshake_done(cx.now);

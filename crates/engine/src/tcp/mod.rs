@@ -57,7 +57,7 @@ use crate::{
     allocation,
     context::{Context, TcpOf, World},
     events::{Abort, How, Start},
-    flow::{Endpoints, FlowId, Flows, Kind, Protocol},
+    flow::{Endpoints, Ends, FlowId, Flows, Kind, Protocol},
     forward::spec::Direction,
     guard::Admission,
     host::{Errno, Host as _, Readiness, Report, TcpSocket},
@@ -150,9 +150,11 @@ impl<W: World> Tcp<W> {
         segment: &Segment<'_, PayloadOf<'_, W::Memory>>,
         cx: &mut Context<'_, W>,
     ) {
-        let ends = Endpoints {
-            guest: SocketAddr::new(packet.source, segment.header.source_port.get()),
-            remote: SocketAddr::new(packet.destination, segment.header.destination_port.get()),
+        let ends = Ends {
+            guest: packet.source,
+            remote: packet.destination,
+            guest_port: segment.header.source_port.get(),
+            remote_port: segment.header.destination_port.get(),
         };
         let (flags, class) = (segment.flags(), packet.traffic_class & DSCP);
         let opens = flags & (Flags::SYN | Flags::ACK | Flags::RST) == Flags::SYN;
@@ -163,16 +165,16 @@ impl<W: World> Tcp<W> {
         });
         if opens && found.is_none() {
             if let Some(ended) = self.flows.find(&ends) {
-                self.send_due(ended, cx);
+                self.send_due(ended, 0, cx);
             }
-            self.open(ends, class, segment, cx);
+            self.open(ends.endpoints(), class, segment, cx);
         } else if let Some(id) = found {
             let Some(connection) = self.flows.get_mut(id) else { return };
             connection.set_class(class);
             let step = connection.on_segment(segment, &mut self.pool, cx);
             self.after_step(id, step, cx);
-        } else if !flags.contains(Flags::RST) && host_destination(&ends, cx.settings).is_some() {
-            Reset::answering(&ends, 0, segment).send(cx).ok();
+        } else if !flags.contains(Flags::RST) && host_destination(&ends.endpoints(), cx.settings).is_some() {
+            Reset::answering(ends, 0, segment).send(cx).ok();
         }
     }
 
@@ -197,7 +199,7 @@ impl<W: World> Tcp<W> {
         let admission = cx.admits(Protocol::Tcp, &ends, destination);
         if admission == Admission::Refuse {
             self.counters.refused += 1;
-            Reset::answering(&ends, 0, syn).send(cx).ok();
+            Reset::answering(ends.into(), 0, syn).send(cx).ok();
             return;
         }
         let mut account = cx.begin(Protocol::Tcp, &ends, destination);
@@ -225,7 +227,7 @@ impl<W: World> Tcp<W> {
                 self.counters.refused += 1;
                 rare.account_mut().into_iter().for_each(|account| account.close_unopened(errno));
                 if report_failure(&ends, syn.seq(), errno, cx) == Failure::NeedsReset {
-                    Reset::answering(&ends, 0, syn).send(cx).ok();
+                    Reset::answering(ends.into(), 0, syn).send(cx).ok();
                 }
                 return;
             }
@@ -261,7 +263,7 @@ impl<W: World> Tcp<W> {
         mut socket: TcpOf<W>,
         cx: &mut Context<'_, W>,
     ) -> Result<(), TcpOf<W>> {
-        let free = self.flows.find(&ends).is_none();
+        let free = self.flows.find(&ends.into()).is_none();
         let id = self.next_id(cx).filter(|_| free);
         let watched = id.filter(|&id| cx.host.tcp_watch(id, &socket).is_ok());
         let start = Start::of(Protocol::Tcp, Direction::Inbound, ends);
@@ -339,7 +341,7 @@ impl<W: World> Tcp<W> {
             let Some(id) = self.touched.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
                 connection.touched = false;
-                self.send_due(id, cx);
+                self.send_due(id, 0, cx);
             }
         }
     }
@@ -353,7 +355,7 @@ impl<W: World> Tcp<W> {
             let Some(id) = self.runnable.pop_front() else { break };
             if let Some(connection) = self.flows.get_mut(id) {
                 connection.runnable = false;
-                if self.send_due(id, cx) == Turn::LinkFull {
+                if self.send_due(id, 0, cx) == Turn::LinkFull {
                     return Pressure::LinkFull;
                 }
             }
@@ -379,9 +381,9 @@ impl<W: World> Tcp<W> {
     }
 
     /// Sends the segments of a connection that are due, sets its deadline, and removes the connection if it has ended.
-    fn send_due(&mut self, id: FlowId, cx: &mut Context<'_, W>) -> Turn {
+    fn send_due(&mut self, id: FlowId, granted: u32, cx: &mut Context<'_, W>) -> Turn {
         let Some(connection) = self.flows.get_mut(id) else { return Turn::Idle };
-        match connection.send_due(id, cx) {
+        match connection.send_due(id, granted, cx) {
             Ok(Turn::Finished) => {
                 if let Some(mut connection) = self.remove(id, cx) {
                     let refused = connection.phase == Phase::Refused;
@@ -425,7 +427,8 @@ impl<W: World> Tcp<W> {
         connection.report_end(end.into());
         self.counters.reset += 1;
         if let (End::SocketFailed(errno), Phase::Connecting) = (end, connection.phase)
-            && report_failure(&connection.ends, connection.receive.next - 1, errno, cx) == Failure::Reported
+            && report_failure(&connection.ends.endpoints(), connection.receive.next - 1, errno, cx)
+                == Failure::Reported
         {
             return;
         }

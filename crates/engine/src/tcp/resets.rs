@@ -14,14 +14,14 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    flow::Endpoints,
+    flow::Ends,
     link::Full,
 };
 
 /// A RST segment to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reset {
-    pub(super) ends: Endpoints,
+    pub(super) ends: Ends,
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: Flags,
@@ -31,13 +31,13 @@ pub(super) struct Reset {
 
 impl Reset {
     /// The answer to a segment that does not belong to a connection (RFC 9293 §3.10.7.1; behaviour §6.7, R-59).
-    pub(super) fn answering(ends: &Endpoints, class: u8, segment: &Segment<'_, impl Payload>) -> Self {
+    pub(super) fn answering(ends: Ends, class: u8, segment: &Segment<'_, impl Payload>) -> Self {
         let (seq, ack, flags) = if segment.flags().contains(Flags::ACK) {
             (segment.ack(), Seq(0), Flags::RST)
         } else {
             (Seq(0), segment.seq() + segment.sequence_len(), Flags::RST | Flags::ACK)
         };
-        Self { ends: *ends, seq, ack, flags, class }
+        Self { ends, seq, ack, flags, class }
     }
 
     /// Sends the reset.

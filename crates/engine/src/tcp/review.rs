@@ -39,13 +39,14 @@ impl<W: World> Connection<W> {
             // The guard judges each question of such a connection.
             return if cx.guard.judges_questions() { Ok(()) } else { Err(End::Forbidden) };
         }
-        let destination = cx.settings.to_host(Protocol::Tcp, self.ends.remote).unwrap_or(self.ends.remote);
-        let admission = cx.still_admits(Protocol::Tcp, &self.ends, destination, self.rare.said());
+        let ends = self.ends.endpoints();
+        let destination = cx.settings.to_host(Protocol::Tcp, ends.remote).unwrap_or(ends.remote);
+        let admission = cx.still_admits(Protocol::Tcp, &ends, destination, self.rare.said());
         if matches!(admission, Admission::AdmitByName | Admission::Named(_))
             && let Some(parts) = self.rare.parts()
             && parts.hold.is_none()
         {
-            parts.hold = cx.guard.hold(self.ends.remote.ip(), cx.now);
+            parts.hold = cx.guard.hold(ends.remote.ip(), cx.now);
         }
         match admission {
             Admission::Admit | Admission::AdmitByName => self.need_no_name(pool),

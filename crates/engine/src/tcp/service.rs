@@ -48,8 +48,7 @@ impl<W: World> Tcp<W> {
         };
         rare.set_account(account);
         let iss = self.initial_sequence(&ends, cx.now);
-        let mut connection =
-            Connection::from_guest(ends, Socket::Questions(questions), iss, syn, class, cx);
+        let mut connection = Connection::from_guest(ends, Socket::Questions(questions), iss, syn, class, cx);
         connection.rare = rare;
         let Some(id) = self.insert(connection) else { return };
         log::debug!("{id}: {} -> {} (DNS, judged here)", ends.guest, ends.remote);
@@ -69,14 +68,14 @@ impl<W: World> Tcp<W> {
             let Socket::Questions(questions) = &mut connection.socket else { continue };
             match questions.next() {
                 Next::Query(query) => {
-                    let ends = connection.ends;
+                    let ends = connection.ends.endpoints();
                     self.on_ready(id, Readiness { writable: true, ..Readiness::default() }, cx);
                     return Some((id, ends, query));
                 }
                 Next::TooLong => {
                     cx.guard.note_no_query(
                         Protocol::Tcp,
-                        &connection.ends,
+                        &connection.ends.endpoints(),
                         "a message longer than a query may be",
                     );
                     self.end(id, End::Abort(Abort::NoQuery), cx);
@@ -85,7 +84,7 @@ impl<W: World> Tcp<W> {
                     if questions.has_rest() {
                         cx.guard.note_no_query(
                             Protocol::Tcp,
-                            &connection.ends,
+                            &connection.ends.endpoints(),
                             "the connection ends within a message",
                         );
                     }

@@ -68,11 +68,7 @@ impl<W: World> Tcp<W> {
             let Some(id) = self.waiting.to_guest.pop_front() else { break };
             let Some(connection) = self.flows.get_mut(id) else { continue };
             connection.awaits_turn_to_guest = false;
-            connection.granted = granted;
-            let turn = self.send_due(id, cx);
-            if let Some(connection) = self.flows.get_mut(id) {
-                connection.granted = 0;
-            }
+            let turn = self.send_due(id, granted, cx);
             if turn == Turn::LinkFull {
                 self.await_link(cx);
                 return Pressure::LinkFull;
@@ -115,7 +111,7 @@ impl<W: World> Tcp<W> {
 impl<W: World> Connection<W> {
     /// Whether bytes of the guest wait only for a turn.
     fn wants_turn_to_host(&self) -> bool {
-        self.error.is_none() && self.receive.wants_turn()
+        !self.has_failed() && self.receive.wants_turn()
     }
 
     /// Sends at most `granted` bytes of the guest to the socket. Returns how many bytes the socket accepted.
@@ -132,9 +128,9 @@ impl<W: World> Connection<W> {
         cx.rate_limit.is_limited(Direction::Inbound) && matches!(self.socket, Socket::Host(_))
     }
 
-    /// The part of a run for which the connection has tokens. None if there is no such part.
-    pub(super) fn within_grant(&self, run: Run, cx: &Context<'_, W>) -> Option<Run> {
-        let lacking = self.send.new_bytes(run).saturating_sub(self.granted);
+    /// The part of a run with at most `granted` new bytes. None if there is no such part.
+    pub(super) fn within_grant(&self, run: Run, granted: u32, cx: &Context<'_, W>) -> Option<Run> {
+        let lacking = self.send.new_bytes(run).saturating_sub(granted);
         if lacking == 0 {
             return Some(run);
         }
@@ -144,15 +140,13 @@ impl<W: World> Connection<W> {
         (len > 0).then_some(Run { len, ..run })
     }
 
-    /// Takes the tokens for the new bytes of a run after it was sent.
-    pub(super) fn spend_grant(&mut self, run: Run, cx: &mut Context<'_, W>) {
+    /// Takes the tokens for the new bytes of a run after it was sent. Returns how many new bytes may still be sent.
+    pub(super) fn spend_grant(&self, run: Run, granted: u32, cx: &mut Context<'_, W>) -> u32 {
         let new = self.send.new_bytes(run);
         spend(Direction::Inbound, new, cx);
-        self.granted = self.granted.saturating_sub(new);
-        // The remaining tokens would only allow a small segment.
-        if self.granted < u32::from(self.send.segment_size(cx.link.largest_segment())) {
-            self.granted = 0;
-        }
+        let left = granted.saturating_sub(new);
+        // The remaining tokens may only allow a small segment.
+        if left < u32::from(self.send.segment_size(cx.link.largest_segment())) { 0 } else { left }
     }
 }
 
