@@ -39,10 +39,30 @@ pub enum Kind {
 pub struct FlowId {
     /// The index of the slot.
     index: u32,
-    /// The number of flows that the slot has had, modulo 2^24.
-    generation: u32,
+    generation: Generation,
     /// The kind of the flow, which selects the table of the slot.
     kind: Kind,
+}
+
+/// The number of flows that a slot has had before, modulo 2^24. It has three bytes, in network byte order, so that an ID
+/// has eight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+struct Generation([u8; 3]);
+
+impl Generation {
+    const fn new(number: u32) -> Self {
+        let [_, high, middle, low] = number.to_be_bytes();
+        Self([high, middle, low])
+    }
+
+    const fn get(self) -> u32 {
+        let [high, middle, low] = self.0;
+        u32::from_be_bytes([0, high, middle, low])
+    }
+
+    const fn next(self) -> Self {
+        Self::new(self.get().wrapping_add(1))
+    }
 }
 
 impl FlowId {
@@ -61,7 +81,7 @@ impl FlowId {
     /// The id as one word, for epoll. The highest byte is the kind, which is never zero.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
-        (self.kind as u64) << 56 | (self.generation as u64) << 32 | self.index as u64
+        (self.kind as u64) << 56 | (self.generation.get() as u64) << 32 | self.index as u64
     }
 
     /// The id in a word of [`FlowId::to_bits`]. None if the word is not the id of a flow.
@@ -78,7 +98,7 @@ impl FlowId {
             8 => Kind::UdpCheck,
             _ => return None,
         };
-        Some(Self { index: bits as u32, generation: (bits >> 32) as u32 & 0xff_ffff, kind })
+        Some(Self { index: bits as u32, generation: Generation::new((bits >> 32) as u32), kind })
     }
 }
 
@@ -171,7 +191,7 @@ impl fmt::Display for FlowId {
 
 #[derive(Debug)]
 struct Entry<T> {
-    generation: u32,
+    generation: Generation,
     /// If the slot is free: the next free slot, or [`NO_SLOT`].
     next_free: u32,
     flow: Option<T>,
@@ -224,7 +244,10 @@ impl<T> Slots<T> {
             Some(slot) => (self.first_free, slot.generation),
             None => {
                 self.slots.try_reserve(1).ok()?;
-                (u32::try_from(self.slots.len()).ok().filter(|&index| index != NO_SLOT)?, 0)
+                (
+                    u32::try_from(self.slots.len()).ok().filter(|&index| index != NO_SLOT)?,
+                    Generation::default(),
+                )
             }
         };
         Some(FlowId { index, generation, kind: self.kind })
@@ -257,7 +280,9 @@ impl<T> Slots<T> {
                 self.first_free = slot.next_free;
                 slot.flow = Some(flow);
             }
-            None => self.slots.push(Entry { generation: 0, next_free: NO_SLOT, flow: Some(flow) }),
+            None => {
+                self.slots.push(Entry { generation: id.generation, next_free: NO_SLOT, flow: Some(flow) })
+            }
         }
         self.len += 1;
         Ok(id)
@@ -268,7 +293,7 @@ impl<T> Slots<T> {
         self.get(id)?;
         let slot = self.slots.get_mut(id.index as usize)?;
         let flow = slot.flow.take()?;
-        slot.generation = (slot.generation + 1) & 0xff_ffff;
+        slot.generation = slot.generation.next();
         slot.next_free = self.first_free;
         self.first_free = id.index;
         self.len -= 1;

@@ -10,7 +10,7 @@ use core::{
 /// A point in time of a monotonic clock. The clock may start at any time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant {
-    /// Microseconds since the clock's start, plus one. So an optional time, of which a connection has six, takes eight bytes.
+    /// Microseconds since the clock's start, plus one. So an optional time takes eight bytes, too.
     after_start: NonZeroU64,
 }
 
@@ -81,7 +81,7 @@ const GRAIN: u64 = 4_000;
 /// schedules it again (see [`Deadline`]). When a deadline moves earlier, or its owner ends, the entry is removed. So
 /// there are never more entries than owners, and memory that was reserved for the owners is enough for the entries.
 #[derive(Debug)]
-pub struct Timers<K> {
+pub struct Timers<K: Copy> {
     /// A heap with four children for each entry. The entry that is due first is at the root.
     heap: Vec<Entry<K>>,
     /// By ticket: the position of the ticket's entry in the heap. For a free ticket: the next free ticket.
@@ -92,7 +92,9 @@ pub struct Timers<K> {
     owners: usize,
 }
 
+/// An entry of the heap. It has no padding: 20 bytes for a flow.
 #[derive(Clone, Copy, Debug)]
+#[repr(Rust, packed(4))]
 struct Entry<K> {
     at: Instant,
     key: K,
@@ -148,8 +150,8 @@ impl<K: Ord + Copy> Timers<K> {
     /// The place in the heap of the entry of `key`, unless it was removed already.
     fn place(&self, ticket: Ticket, key: K) -> Option<usize> {
         let place = *self.places.get(ticket.index() as usize)? as usize;
-        let entry = self.heap.get(place)?;
-        (entry.ticket == ticket.index() && entry.key == key).then_some(place)
+        let Entry { key: owner, ticket: number, .. } = *self.heap.get(place)?;
+        (number == ticket.index() && owner == key).then_some(place)
     }
 
     /// Removes the entry of `key`, unless it was removed already.
@@ -230,7 +232,7 @@ impl<K: Ord + Copy> Timers<K> {
 
     /// Removes and returns a key that is due.
     pub fn pop_due(&mut self, now: Instant) -> Option<K> {
-        self.heap.first().filter(|entry| entry.at <= now)?;
+        self.next().filter(|&at| at <= now)?;
         self.remove(0).map(|entry| entry.key)
     }
 }
@@ -247,7 +249,7 @@ impl Ticket {
 
 /// The deadline of one owner, with at most one entry in [`Timers`]. It is packed into 12 bytes, since each flow has one.
 #[derive(Clone, Copy, Debug, Default)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 pub struct Deadline {
     /// The deadline itself.
     due: Option<Instant>,

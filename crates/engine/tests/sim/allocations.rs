@@ -66,7 +66,7 @@ impl Session {
         self.script.settle();
     }
 
-    /// Bytes out of order, and bytes that the socket does not accept.
+    /// Bytes out of order, bytes that the socket does not accept, and a hole in the bytes that the guest receives.
     fn trouble(&mut self) {
         self.send(&[&[(200, 300)], &[(400, 500)], &[(0, 100)], &[(100, 200)], &[(300, 400)]]);
         self.script.host.peers[0].state().send_capacity = 10;
@@ -75,6 +75,10 @@ impl Session {
         self.script.host.peers[0].acknowledge_all();
         self.script.settle();
         self.script.host.peers[0].arrive(3000);
+        self.script.settle();
+        // The guest has not received the first segment.
+        let next = 1 + self.sent;
+        self.script.guest(&format!(". {next}:{next} ack 1 win 512 sack 1461:2921"));
         self.script.settle();
     }
 
