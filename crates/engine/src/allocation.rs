@@ -46,6 +46,14 @@ pub(crate) fn reserve<T, const N: usize>(lists: [&mut VecDeque<T>; N], slots: us
     lists.into_iter().all(|list| list.try_reserve(slots.saturating_sub(list.len())).is_ok())
 }
 
+/// Moves an empty list to the start of its memory. Otherwise the list would write to all of its memory as time passes, and
+/// all pages would become resident, however short the list is.
+pub(crate) fn rewind_if_empty<T>(list: &mut VecDeque<T>) {
+    if list.is_empty() {
+        list.clear();
+    }
+}
+
 /// Adds an entry to a list with [reserved](reserve) memory, in which each flow is at most once. If the list is full, it
 /// has entries of flows that ended, which are removed first.
 pub(crate) fn push<T>(list: &mut VecDeque<T>, entry: T, lives: impl Fn(&T) -> bool) {

@@ -344,6 +344,7 @@ impl<W: World> Tcp<W> {
                 self.send_due(id, 0, cx);
             }
         }
+        allocation::rewind_if_empty(&mut self.touched);
     }
 
     /// Gives a turn to send to each connection that has more to send.
@@ -360,6 +361,7 @@ impl<W: World> Tcp<W> {
                 }
             }
         }
+        allocation::rewind_if_empty(&mut self.runnable);
         if self.runnable.is_empty() { Pressure::None } else { Pressure::MoreToSend }
     }
 

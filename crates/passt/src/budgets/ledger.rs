@@ -75,7 +75,7 @@ impl Class {
 /// The files in use, by class.
 #[derive(Debug)]
 pub struct Ledger {
-    accounts: [Account; Class::ALL.len()],
+    accounts: [Rc<Account>; Class::ALL.len()],
     pool: usize,
     bound: Bound,
     start: Clock,
@@ -85,6 +85,7 @@ pub struct Ledger {
 
 #[derive(Debug)]
 struct Account {
+    class: Class,
     reserve: usize,
     used: Cell<usize>,
     notice: RefCell<Notice>,
@@ -99,15 +100,12 @@ impl Account {
 
 /// The right to keep the files of one member of a class open. Dropping it returns the files.
 #[derive(Debug)]
-pub struct Permit {
-    ledger: Rc<Ledger>,
-    class: Class,
-}
+pub struct Permit(Rc<Account>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let used = &self.ledger.account(self.class).used;
-        used.set(used.get() - self.class.files());
+        let Self(account) = self;
+        account.used.set(account.used.get() - account.class.files());
     }
 }
 
@@ -116,9 +114,13 @@ impl Ledger {
     #[must_use]
     pub fn new(budgets: &Budgets) -> Rc<Self> {
         let Budgets { tcp_out, tcp_in, local_tcp, listeners, pipes, pool, bound, .. } = *budgets;
-        let account = |reserve| Account { reserve, used: Cell::default(), notice: RefCell::default() };
+        let reserves = [tcp_out, tcp_in, local_tcp, local_tcp, listeners, pipes];
+        let account = |class: Class| {
+            let reserve = reserves[class as usize];
+            Rc::new(Account { class, reserve, used: Cell::default(), notice: RefCell::default() })
+        };
         Rc::new(Self {
-            accounts: [tcp_out, tcp_in, local_tcp, local_tcp, listeners, pipes].map(account),
+            accounts: Class::ALL.map(account),
             pool,
             bound,
             start: Clock::now(),
@@ -147,9 +149,9 @@ impl Ledger {
     /// Returns a permit for a file that is open already. The file is counted even if the budget is then exceeded.
     #[must_use]
     pub fn take_anyway(self: &Rc<Self>, class: Class) -> Permit {
-        let used = &self.account(class).used;
-        used.set(used.get() + class.files());
-        Permit { ledger: self.clone(), class }
+        let account = self.account(class);
+        account.used.set(account.used.get() + class.files());
+        Permit(account.clone())
     }
 
     /// How many listening sockets best-effort rules may open now: half of the files that are left in the pool. The
@@ -180,7 +182,7 @@ impl Ledger {
         others.map(|other| self.account(other).borrowed(0)).sum()
     }
 
-    const fn account(&self, class: Class) -> &Account {
+    const fn account(&self, class: Class) -> &Rc<Account> {
         &self.accounts[class as usize]
     }
 

@@ -28,7 +28,6 @@ use self::ping::{PingSocket, Pings};
 use self::ports::ReplacedPorts;
 pub(crate) use self::source::Sources;
 use self::tcp::PeekMethod;
-use self::tcp::kept::Buffers;
 pub(crate) use self::tcp::{Stream, stream_socket};
 use self::udp::UdpSocket;
 use crate::budgets::ledger::{Class, Ledger, Permit};
@@ -48,9 +47,8 @@ pub(crate) struct Sockets {
     opener: Option<Opener>,
     pings: Pings,
     replaced_ports: ReplacedPorts,
-    peek: PeekMethod,
-    /// Buffers for small messages of TCP peers.
-    buffers: Rc<Buffers>,
+    /// What the TCP sockets share.
+    streams: Rc<tcp::Shared>,
     sources: Sources,
     ledger: Rc<Ledger>,
     /// Indices of the interfaces at which multicast groups are joined, for IPv6 and IPv4.
@@ -71,8 +69,7 @@ impl Sockets {
             replaced_ports: ReplacedPorts::default(),
             plain: Arc::new(Outbound::plain()),
             opener: None,
-            peek: PeekMethod::probe(),
-            buffers: Rc::default(),
+            streams: tcp::Shared::new(PeekMethod::probe()),
             sources,
             ledger,
             groups: [None; 2],
@@ -133,7 +130,7 @@ impl Sockets {
 
     /// Takes over an accepted socket. The socket is non-blocking.
     pub(crate) fn stream(&self, fd: OwnedFd, permit: Permit) -> Stream {
-        Stream::new(fd, self.peek.clone(), self.buffers.clone(), Some(permit))
+        Stream::new(fd, self.streams.clone(), Some(permit))
     }
 
     /// Takes over the socket of a UDP listener on `address`.

@@ -1,10 +1,11 @@
 //! TCP sockets of the host.
 
-pub(crate) mod kept;
+mod kept;
 
 use std::cell::RefCell;
 use std::io::IoSlice;
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,12 +30,12 @@ use crate::memory::{Payload, Room, Vectored};
 const SCRATCH_LEN: usize = 256 * 1024;
 
 /// The method of peeking at received bytes from an offset.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum PeekMethod {
     /// The kernel keeps the offset (Linux 6.9).
     Offset,
     /// The bytes before the offset are copied to a scratch buffer.
-    Scratch(Rc<RefCell<Vec<u8>>>),
+    Scratch(RefCell<Vec<u8>>),
 }
 
 impl PeekMethod {
@@ -54,7 +55,7 @@ impl PeekMethod {
 
     /// The method for kernels before Linux 6.9.
     pub(crate) fn scratch() -> Self {
-        Self::Scratch(Rc::new(RefCell::new(vec![0; SCRATCH_LEN])))
+        Self::Scratch(RefCell::new(vec![0; SCRATCH_LEN]))
     }
 }
 
@@ -68,11 +69,24 @@ pub(crate) fn stream_socket(v4: bool) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// A connected or connecting socket.
+/// What all sockets share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    method: PeekMethod,
+    /// Buffers for small messages.
+    buffers: Buffers,
+}
+
+impl Shared {
+    pub(crate) fn new(method: PeekMethod) -> Rc<Self> {
+        Rc::new(Self { method, buffers: Buffers::default() })
+    }
+}
+
+/// A connected or connecting socket. There are as many as connections, so it is small.
 #[derive(Debug)]
 pub(crate) struct Stream {
     fd: OwnedFd,
-    method: PeekMethod,
     /// The kernel's offset. `None`: the offset was not set, so the kernel peeks from the start.
     offset: Option<u32>,
     /// The first bytes of the stream that the guest has not acknowledged, if they were taken out of the socket. The
@@ -80,8 +94,8 @@ pub(crate) struct Stream {
     kept: Kept,
     /// Whether the peer seems to send small messages. Then the next new bytes are taken out of the socket.
     takes_out: Takes,
-    /// An error of the socket that was found together with bytes. The next peek returns it.
-    failed: Option<io::Errno>,
+    /// The number of an error of the socket that was found together with bytes. The next peek returns it.
+    failed: Option<NonZeroU16>,
     _permit: Option<Permit>,
 }
 
@@ -99,9 +113,9 @@ enum Takes {
 
 impl Stream {
     /// Takes over a non-blocking socket.
-    pub(crate) fn new(fd: OwnedFd, method: PeekMethod, buffers: Rc<Buffers>, permit: Option<Permit>) -> Self {
-        let kept = Kept::new(buffers);
-        Self { fd, method, offset: None, kept, takes_out: Takes::Out, failed: None, _permit: permit }
+    pub(crate) const fn new(fd: OwnedFd, shared: Rc<Shared>, permit: Option<Permit>) -> Self {
+        let kept = Kept::new(shared);
+        Self { fd, offset: None, kept, takes_out: Takes::Out, failed: None, _permit: permit }
     }
 
     /// Sets the kernel's offset to zero, if the offset is in use.
@@ -126,7 +140,7 @@ impl Stream {
             let copied = room.0.put(0, self.kept.from(offset as usize));
             return self.read_on(copied, kept as u32, room);
         }
-        if let Some(errno) = self.failed.take() {
+        if let Some(errno) = self.take_failure() {
             return Err(errno);
         }
         let taken = match self.takes_out {
@@ -159,10 +173,14 @@ impl Stream {
             Ok(more) => Ok(len + more),
             Err(io::Errno::AGAIN) => Ok(len),
             Err(errno) => {
-                self.failed = Some(errno);
+                self.failed = u16::try_from(errno.raw_os_error()).ok().and_then(NonZeroU16::new);
                 Ok(len)
             }
         }
+    }
+
+    fn take_failure(&mut self) -> Option<io::Errno> {
+        self.failed.take().map(|number| io::Errno::from_raw_os_error(number.get().into()))
     }
 
     /// Notes how many new bytes the socket had.
@@ -173,7 +191,7 @@ impl Stream {
     }
 
     fn peek_at(&mut self, offset: u32, room: Room<'_>) -> io::Result<usize> {
-        match &self.method {
+        match &self.kept.shared.method {
             PeekMethod::Offset => {
                 if self.offset.unwrap_or(0) != offset {
                     sys::stream::set_peek_offset(&self.fd, offset)?;
@@ -266,7 +284,7 @@ impl TcpSocket for Stream {
     }
 
     fn take_error(&mut self) -> Option<Errno> {
-        self.failed.take().map(to_engine).or_else(|| take_pending(&self.fd))
+        self.take_failure().map(to_engine).or_else(|| take_pending(&self.fd))
     }
 
     fn has_error(&self) -> bool {

@@ -49,7 +49,7 @@ fn pair(method: PeekMethod) -> (TcpStream, Stream) {
     peer.set_nodelay(true).unwrap();
     let accepted = listener.accept().unwrap().0;
     assert!(sockopt::socket_oobinline(&accepted).unwrap(), "inherited");
-    (peer, Stream::new(accepted.into(), method, Rc::default(), None))
+    (peer, Stream::new(accepted.into(), Shared::new(method), None))
 }
 
 impl Line {
@@ -98,7 +98,8 @@ impl Line {
         let at = self.gone + self.offset;
         let Ok(peeked) = peeked else {
             assert_eq!(peeked, Err(SocketError::WouldBlock));
-            let stuck = matches!(self.socket.method, PeekMethod::Scratch(_)) && self.urgent == Some(at);
+            let stuck =
+                matches!(self.socket.kept.shared.method, PeekMethod::Scratch(_)) && self.urgent == Some(at);
             assert!(at == self.sent.len() || stuck && self.gone < at);
             return false;
         };
@@ -185,13 +186,14 @@ fn small_messages_are_kept_and_bulk_stays_in_the_socket() {
 #[test]
 fn without_a_buffer_small_messages_stay_in_the_socket() {
     isolated(|| {
-        let buffers = Rc::<Buffers>::default();
+        let shared = Shared::new(PeekMethod::probe());
+        let buffers = &shared.buffers;
         let mut all = Vec::new();
         while let Some(buffer) = buffers.take() {
             all.push(buffer);
         }
         let mut line = Line::new(PeekMethod::probe());
-        line.socket.kept = Kept::new(buffers.clone());
+        line.socket.kept = Kept::new(shared.clone());
         line.act(Act::Send(10));
         assert!(line.peek(100));
         assert_eq!((sys::stream::unread(&line.socket), line.socket.kept.len()), (Ok(10), 0));
@@ -246,4 +248,10 @@ fn an_error_after_a_message_is_not_forgotten() {
         assert_eq!(peek(&mut socket, kept::LEN), Err(stream_error(io::Errno::CONNRESET)));
         assert!(!socket.has_error());
     });
+}
+
+/// There may be ten thousands of sockets.
+#[test]
+fn a_socket_is_small() {
+    assert!(size_of::<Stream>() <= 40, "{}", size_of::<Stream>());
 }
