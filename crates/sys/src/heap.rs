@@ -14,6 +14,19 @@ pub fn share() {
     }
 }
 
+/// Gives each block of at least `bytes` bytes pages of its own, which the kernel moves when the block grows, and gets back
+/// when it is freed. So a table that grows leaves no holes in the heap. By default, glibc raises the limit, up to 32 MiB,
+/// when such a block is freed. Does nothing with another C library than glibc.
+pub fn map_blocks_from(bytes: u16) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call sets a number that the allocator compares the size of later blocks with.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes.into());
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = bytes;
+}
+
 /// Returns the free pages of the heap to the kernel. Does nothing with another C library than glibc.
 pub fn trim() {
     #[cfg(target_env = "gnu")]

@@ -44,6 +44,9 @@ use crate::pasta::quit::Watch;
 use crate::pasta::spawn::{Request, Spawned, spawn};
 use crate::pasta::{Guest, join};
 
+/// Blocks from this size on have pages of their own, in bytes: the tables of many flows, and buffers.
+const LARGE_BLOCK: u16 = 32 << 10;
+
 /// The caller's rights and environment. Every step that needs them belongs to this stage: reading the host's
 /// configuration, binding ports, opening files for output.
 pub(crate) struct Boot {
@@ -87,6 +90,7 @@ impl Boot {
         let manager = if has_command { None } else { ServiceManager::of_this_process() };
         let readers = Readers { ready, manager };
         sys::heap::share();
+        sys::heap::map_blocks_from(LARGE_BLOCK);
         let signals = Inherited::take().context("can't take over signal dispositions")?;
         let open_files = getrlimit(Resource::Nofile);
         let raised = Rlimit { current: open_files.maximum, maximum: open_files.maximum };
