@@ -1,10 +1,13 @@
 //! The tables of sockets in `/proc/net` (proc_pid_net(5)).
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use engine::forward::Protocol;
 use engine::forward::scan::PortSet;
+
+/// Maximum length of a line, in bytes. The kernel's lines have less than 200.
+const LONGEST: u64 = 4096;
 
 /// The tables of a protocol: one table for each family.
 #[derive(Debug)]
@@ -44,9 +47,15 @@ impl Proc {
     pub(super) fn read(&mut self, ports: &mut PortSet) -> io::Result<()> {
         for file in &mut self.files {
             file.rewind()?;
-            self.text.clear();
-            file.read_to_string(&mut self.text)?;
-            self.text.lines().filter_map(|line| port(line, self.state)).for_each(|port| ports.insert(port));
+            // The guest decides how long the table is, so it is read line by line.
+            let mut lines = BufReader::new(file);
+            loop {
+                self.text.clear();
+                if lines.by_ref().take(LONGEST).read_line(&mut self.text)? == 0 {
+                    break;
+                }
+                port(&self.text, self.state).into_iter().for_each(|port| ports.insert(port));
+            }
         }
         Ok(())
     }
