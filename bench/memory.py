@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """The resident memory of pasta at rest, with many connections, and under floods by its guest.
 
-Usage: bench/memory.py PASTA [CONNECTIONS]
+Usage: bench/memory.py PASTA [CONNECTIONS] [--memory SIZE]
 
 Needs root or the right to create user namespaces, iproute2, python3, and a limit of open files of twice CONNECTIONS (10000).
 Each line is the highest value of a new pasta with the options given below: MiB in all, of it without pages of files (private memory), and
-what the flood sent. The peer answers nothing.
+what the flood sent. The peer answers nothing. With --memory, pasta gets this budget, and each line says whether it was kept: the
+resident memory is at most FIXED MiB more.
 """
 
 import os
@@ -23,6 +24,7 @@ HOST, GATEWAY = "192.0.2.10", "192.0.2.1"
 RESOLVER = "192.0.2.77"
 ECHO, DEAF = 7000, 7001
 SECONDS = 20  # of each flood
+FIXED = 8  # MiB: code, libraries and fixed buffers (docs/design/memory.md)
 
 
 def checksum(data):
@@ -107,9 +109,13 @@ def flood(kind):
 
 def connect(port, count, size):
     """Opens connections, sends as many bytes as each takes without waiting, and holds them."""
-    held = []
+    held, refused = [], 0
     for _ in range(count):
-        held.append(socket.create_connection((GATEWAY, port)))
+        try:
+            held.append(socket.create_connection((GATEWAY, port)))
+        except ConnectionRefusedError:
+            refused += 1
+            continue
         held[-1].sendall(b"x")
         if port == ECHO:
             held[-1].recv(1)
@@ -120,7 +126,7 @@ def connect(port, count, size):
             connection.sendall(bytes(size))
         except TimeoutError:
             pass
-    print(count, flush=True)
+    print(len(held), f"({refused} refused)" if refused else "", flush=True)
     time.sleep(3)
 
 
@@ -142,14 +148,14 @@ def resident(pid):
     return int(fields["VmRSS"].split()[0]) / 1024, int(fields["RssAnon"].split()[0]) / 1024
 
 
-def measure(pasta, arguments):
+def measure(pasta, options, arguments):
     """The highest resident memory while a command runs, and what the command prints. The first half second is the start."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o777)  # for the user that pasta becomes
         script = f'sleep 1; exec "$@" >{folder}/out'
         command = ["sh", "-c", script, "sh", sys.executable, os.path.abspath(__file__), *arguments]
         process = subprocess.Popen([pasta, "--config-net", "--foreground", "--quiet", "--dns-forward", RESOLVER,
-                                    "--dns", "198.51.100.53", "--", *command])
+                                    "--dns", "198.51.100.53", *options, "--", *command])
         time.sleep(0.5)
         most = (0, 0)
         while process.poll() is None:
@@ -162,7 +168,7 @@ def measure(pasta, arguments):
             return most, file.read().strip()
 
 
-def inside(pasta, count):
+def inside(pasta, count, budget):
     run = lambda line: subprocess.run(line.split(), check=True)
     run("ip link set lo up")
     run("ip link add eth0 type veth peer name peer0")
@@ -185,8 +191,18 @@ def inside(pasta, count):
         "ARP by many stations": ("flood", "station"),
     }
     for name, arguments in rows.items():
-        (whole, private), sent = measure(pasta, [str(argument) for argument in arguments])
-        print(f"{name}: {whole:.1f} MiB, private {private:.1f} MiB, {sent}", flush=True)
+        options = ["--memory", budget] if budget else []
+        (whole, private), sent = measure(pasta, options, [str(argument) for argument in arguments])
+        kept = ""
+        if budget:
+            most = mebibytes(budget) + FIXED
+            kept = f", {'within' if whole <= most else 'BEYOND'} {most:.0f} MiB"
+        print(f"{name}: {whole:.1f} MiB, private {private:.1f} MiB, {sent}{kept}", flush=True)
+
+
+def mebibytes(size):
+    factors = {"K": 1 / 1024, "M": 1, "G": 1024}
+    return float(size[:-1]) * factors[size[-1]] if size[-1] in factors else int(size) / (1 << 20)
 
 
 def main():
@@ -198,14 +214,19 @@ def main():
         return connect(*map(int, rest))
     if role == "flood":
         return flood(rest[0])
+    budget = None
+    if "--memory" in rest:
+        at = rest.index("--memory")
+        budget = rest[at + 1]
+        del rest[at:at + 2]
     pasta, count = os.path.abspath(role), int(rest[0]) if rest else 10000
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if os.environ.get("MEMORY_INSIDE"):
-        return inside(pasta, count)
+        return inside(pasta, count, budget)
     os.environ["MEMORY_INSIDE"] = "1"
     unshare = ["unshare", "--net"] + ([] if os.getuid() == 0 else ["--user", "--map-root-user"])
-    os.execvp("unshare", unshare + [sys.executable, __file__, pasta, str(count)])
+    os.execvp("unshare", unshare + [sys.executable, __file__, pasta, str(count)] + (["--memory", budget] if budget else []))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ fn argument(opt: &Opt) -> Option<&'static str> {
             "CHECK" => "address",
             "ADDRESS:PORT" => "127.0.0.1:9100",
             "RATES" => "out=20M,in=100M",
+            "SIZE" => "64M",
             "allow|deny" => "deny",
             _ => "/path",
         }),

@@ -35,7 +35,7 @@ use engine::neighbours::Neighbours;
 use engine::share::{Bound, Share};
 use engine::stack::{Limits, Seeds, Stack};
 use engine::timer::Instant;
-use engine::{dns, udp};
+use engine::{dns, reassembly, udp};
 use wire::ethernet::Mac;
 use wire::frame::{self, Body, Outgoing, Transport};
 use wire::offload::Offload;
@@ -289,8 +289,17 @@ fn limits() -> Limits {
         connections: 100,
         queue_memory: 16 << 20,
         pings: share,
-        udp: udp::Limits { flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream },
+        udp: udp::Limits {
+            flows: share,
+            inbound: share,
+            endpoints: share,
+            bypass: share,
+            checks: udp::CheckLimits::DEFAULT,
+            idle,
+            idle_stream,
+        },
         dns: dns::Limits { files: share, bytes: 1 << 16, idle, idle_stream },
+        fragments: reassembly::Limits::DEFAULT,
     }
 }
 

@@ -54,6 +54,11 @@ pub(crate) fn rewind_if_empty<T>(list: &mut VecDeque<T>) {
     }
 }
 
+/// Like [`reserve`], but not for more slots than these.
+pub(crate) fn reserve_exact<T, const N: usize>(lists: [&mut VecDeque<T>; N], slots: usize) -> bool {
+    lists.into_iter().all(|list| list.try_reserve_exact(slots.saturating_sub(list.len())).is_ok())
+}
+
 /// Adds an entry to a list with [reserved](reserve) memory, in which each flow is at most once. If the list is full, it
 /// has entries of flows that ended, which are removed first.
 pub(crate) fn push<T>(list: &mut VecDeque<T>, entry: T, lives: impl Fn(&T) -> bool) {

@@ -14,6 +14,8 @@ use crate::{
     flow::{Endpoints, Protocol},
     forward::spec::Direction,
     host::{Errno, Totals},
+    policy::spec::MAX_RULE_LEN,
+    quota::{Part, Quota, allocation},
     timer::Instant,
 };
 
@@ -21,11 +23,39 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Events(Option<Rc<RefCell<Queue>>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
     /// Number of flows so far.
     flows: u64,
     events: Vec<Event>,
+    /// The memory of all accounts and of their events.
+    quota: Quota,
+    /// Maximum number of failures and refusals in the queue.
+    most_others: usize,
+    /// Number of failures and refusals in the queue.
+    others: usize,
+    unreported: Unreported,
+}
+
+/// Numbers of reports for which there was no memory ([`Events::within`]).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unreported {
+    /// Flows whose beginning and end were not reported.
+    pub flows: u64,
+    /// Failures and refusals that were not reported, and names of servers.
+    pub others: u64,
+}
+
+impl Queue {
+    /// Whether there is room for a failure or refusal. If so, it must be added.
+    const fn takes_another(&mut self) -> bool {
+        if self.others >= self.most_others {
+            self.unreported.others += 1;
+            return false;
+        }
+        self.others += 1;
+        true
+    }
 }
 
 /// An event of a flow.
@@ -52,6 +82,17 @@ pub struct Flow {
     pub start: Start,
     /// The reason why the flow was allowed.
     pub basis: Basis,
+    /// The memory of the flow's account and events. By default, it is not counted.
+    pub memory: Part,
+}
+
+impl Flow {
+    /// Memory of the account of a flow with this basis, in bytes: the account, the flow, and an event for each of its
+    /// beginning and end, in a queue that may be twice as long as needed.
+    fn account_bytes(basis: &Basis) -> usize {
+        let fixed = allocation(size_of::<Open>()) + allocation(size_of::<Self>() + 2 * size_of::<usize>());
+        fixed + 4 * size_of::<Event>() + basis.bytes()
+    }
 }
 
 /// The properties of a flow that are known when it begins.
@@ -94,8 +135,26 @@ pub struct Basis {
     pub names: Vec<Box<str>>,
 }
 
+impl Basis {
+    /// Allocated memory, in bytes.
+    fn bytes(&self) -> usize {
+        let texts = self.rule.iter().chain(&self.names).map(|text| allocation(text.len()));
+        let list =
+            if self.names.is_empty() { 0 } else { allocation(self.names.capacity() * size_of::<Box<str>>()) };
+        list + texts.sum::<usize>()
+    }
+}
+
 /// Maximum number of names in a [`Basis`].
 pub const MOST_NAMES: usize = 8;
+/// Maximum memory of a refusal in the queue, in bytes: a rule, the names of an address, and the name that was refused.
+/// The queue may be twice as long as needed.
+const LONGEST: usize = 2 * size_of::<Event>()
+    + allocation(MAX_RULE_LEN)
+    + allocation(MOST_NAMES * size_of::<Box<str>>())
+    + (MOST_NAMES + 2) * allocation(MAX_NAME_LEN);
+/// Maximum length of a name, in bytes.
+const MAX_NAME_LEN: usize = 253;
 
 /// The end of a flow.
 #[derive(Clone, Debug, PartialEq)]
@@ -232,11 +291,51 @@ pub enum Refused {
     },
 }
 
+impl Event {
+    /// Memory of the event, in bytes, without that of its [flow](Flow::memory).
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let own = match self {
+            Self::Begin(_) | Self::Failure(_) => 0,
+            Self::End(End { name, .. }) => name.as_ref().map_or(0, |name| allocation(name.len())),
+            Self::Refusal(Refusal { what, basis, .. }) => basis.bytes() + what.bytes(),
+        };
+        size_of::<Self>() + own
+    }
+}
+
+impl Refused {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::FirstBytes { claimed: Ok(text) | Err(text), .. } => allocation(text.len()),
+            Self::Question { name, kind, .. } => allocation(name.len()) + allocation(kind.len()),
+            Self::Flow { .. } | Self::Protocol { .. } | Self::Membership { .. } | Self::Fragments { .. } => 0,
+        }
+    }
+}
+
 impl Events {
     /// A handle of a new queue.
     #[must_use]
     pub fn new() -> Self {
-        Self(Some(Rc::default()))
+        Self::within(usize::MAX)
+    }
+
+    /// A handle of a new queue, for which there are `bytes` bytes: for the accounts of flows and their events, and for
+    /// what refers to the flows later. A flow for which there is no memory is not reported. The caller must take the
+    /// events of each round.
+    #[must_use]
+    pub fn within(bytes: usize) -> Self {
+        // Events besides those of flows get an eighth. A long one has the texts of a rule and of its names.
+        let others = bytes / 8;
+        Self(Some(Rc::new(RefCell::new(Queue {
+            flows: 0,
+            events: Vec::new(),
+            quota: Quota::new(bytes - others),
+            most_others: others / LONGEST,
+            others: 0,
+            unreported: Unreported::default(),
+        }))))
     }
 
     /// Whether there is a queue.
@@ -248,27 +347,48 @@ impl Events {
     /// Removes and returns all events, in the order in which they happened.
     #[must_use]
     pub fn take(&self) -> Vec<Event> {
-        self.0.as_ref().map(|queue| core::mem::take(&mut queue.borrow_mut().events)).unwrap_or_default()
+        let Some(queue) = &self.0 else { return Vec::new() };
+        let mut queue = queue.borrow_mut();
+        queue.others = 0;
+        core::mem::take(&mut queue.events)
+    }
+
+    /// Numbers of reports for which there was no memory.
+    #[must_use]
+    pub fn unreported(&self) -> Unreported {
+        self.0.as_ref().map(|queue| queue.borrow().unreported).unwrap_or_default()
     }
 
     /// Reports the beginning of a flow. The caller must report the flow's end with the returned account.
     pub(crate) fn begin(&self, start: Start, basis: Basis, now: Instant) -> Account {
         let Some(queue) = &self.0 else { return Account::NONE };
         let mut queued = queue.borrow_mut();
+        let Some(memory) = queued.quota.take(Flow::account_bytes(&basis)) else {
+            queued.unreported.flows += 1;
+            return Account::NONE;
+        };
         queued.flows += 1;
-        let flow = Arc::new(Flow { number: queued.flows, begun: now, start, basis });
+        let flow = Arc::new(Flow { number: queued.flows, begun: now, start, basis, memory });
         queued.events.push(Event::Begin(flow.clone()));
         let counted = match start.protocol {
             Protocol::Tcp => Totals::bytes(0, 0),
             Protocol::Udp | Protocol::Icmp => Totals::default(),
         };
         let queue = queue.clone();
-        Account(Some(Box::new(Open { flow, name: None, counted, failure: None, queue })))
+        Account(Some(Box::new(Open {
+            flow,
+            name: None,
+            name_memory: Part::NONE,
+            counted,
+            failure: None,
+            queue,
+        })))
     }
 
     /// Reports a refusal.
     pub(crate) fn refuse(&self, refusal: impl FnOnce() -> Refusal) {
-        if let Some(queue) = &self.0 {
+        let Some(queue) = &self.0 else { return };
+        if queue.borrow_mut().takes_another() {
             let refusal = refusal();
             queue.borrow_mut().events.push(Event::Refusal(refusal));
         }
@@ -283,6 +403,7 @@ pub struct Account(Option<Box<Open>>);
 struct Open {
     flow: Arc<Flow>,
     name: Option<Box<str>>,
+    name_memory: Part,
     counted: Totals,
     /// The last failure that was reported, if no answer came after it.
     failure: Option<Errno>,
@@ -328,8 +449,11 @@ impl Account {
 
     /// Notes the server's name that the client has sent.
     pub(crate) fn note_name(&mut self, name: &str) {
-        if let Some(open) = &mut self.0 {
-            open.name = Some(name.into());
+        let Some(open) = &mut self.0 else { return };
+        let mut queue = open.queue.borrow_mut();
+        match queue.quota.take(allocation(name.len())) {
+            Some(memory) => (open.name, open.name_memory) = (Some(name.into()), memory),
+            None => queue.unreported.others += 1,
         }
     }
 
@@ -349,8 +473,11 @@ impl Account {
     pub(crate) fn note_failure(&mut self, errno: Errno) {
         let Some(open) = self.0.as_mut().filter(|open| open.failure != Some(errno)) else { return };
         open.failure = Some(errno);
-        let failure = Failure { flow: open.flow.clone(), errno };
-        open.queue.borrow_mut().events.push(Event::Failure(failure));
+        let Open { flow, queue, .. } = &**open;
+        let mut queue = queue.borrow_mut();
+        if queue.takes_another() {
+            queue.events.push(Event::Failure(Failure { flow: flow.clone(), errno }));
+        }
     }
 
     /// Reports the flow's end, with the counted traffic.

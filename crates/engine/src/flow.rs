@@ -264,6 +264,16 @@ impl<T> Slots<T> {
         Some(id)
     }
 
+    /// Memory of a slot, in bytes.
+    pub(crate) const BYTES: usize = size_of::<Entry<T>>();
+
+    /// Reserves memory for `flows` flows, so that the table does not grow, which would copy it. Returns false if there is
+    /// none.
+    #[must_use]
+    pub(crate) fn reserve(&mut self, flows: usize) -> bool {
+        self.slots.try_reserve_exact(flows.saturating_sub(self.slots.len())).is_ok()
+    }
+
     /// An upper bound for the number of slots after the next insertion.
     pub(crate) const fn slots(&self) -> usize {
         self.slots.len() + 1
@@ -404,6 +414,18 @@ impl<T: Keyed> Flows<T> {
         self.slots.next_timed_id(timers)
     }
 
+    /// Memory of a slot and its place in the index, in bytes.
+    pub(crate) const BYTES: usize = Slots::<T>::BYTES + INDEX_BYTES;
+
+    /// Reserves memory for `flows` flows, so that neither the table nor its index grow. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve(&mut self, flows: usize) -> bool {
+        let Self { slots, by_key, hash_key } = self;
+        reserve_index(by_key, flows, |index| {
+            slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()))
+        }) && slots.reserve(flows)
+    }
+
     /// Maximum number of flows.
     pub(crate) const fn limit(&self) -> usize {
         self.slots.limit
@@ -464,6 +486,11 @@ impl<T: Keyed> Flows<T> {
         self.id_at(*self.by_key.find(self.hash_key.hash_one(key), same)?)
     }
 
+    /// The present flow of the slot `index`, with its id.
+    pub(crate) fn at(&self, index: u32) -> Option<(FlowId, &T)> {
+        self.slots.at(index)
+    }
+
     /// All flows with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (FlowId, &T)> {
         self.slots.iter()
@@ -484,6 +511,17 @@ impl<T: Keyed> Flows<T> {
         self.slots.page_mut(first, count)
     }
 }
+
+/// Reserves memory in an index for `flows` flows. A table that is at most half full is cleaned in place when flows come and
+/// go. A fuller one would grow, and need memory for both tables meanwhile. Returns false if there is no memory.
+#[must_use]
+pub(crate) fn reserve_index(index: &mut HashTable<u32>, flows: usize, hash: impl Fn(u32) -> u64) -> bool {
+    index.try_reserve(2 * (flows + 1), |&slot| hash(slot)).is_ok()
+}
+
+/// Memory of a place in an index that has been [reserved](reserve_index), for each flow, in bytes: a slot and a byte in up
+/// to 32/7 as many places.
+pub(crate) const INDEX_BYTES: usize = ((size_of::<u32>() + 1) * 32).div_ceil(7);
 
 /// The key of the hash function (SipHash), for tables whose keys the guest or the network chooses.
 #[derive(Clone, Debug)]
@@ -558,6 +596,28 @@ mod tests {
         for name in 0..100 {
             let id = flows.find(&name).unwrap();
             assert_eq!(flows.get(id).unwrap().0, name);
+        }
+    }
+
+    /// A table with reserved memory does not grow, whatever comes and goes, and it uses no more than it says.
+    #[test]
+    fn reserved_memory_is_enough() {
+        for limit in [1, 2, 3, 7, 100, 897, 1000, 4096] {
+            let mut flows = Flows::new(Kind::Tcp, limit, [7; 16]);
+            assert!(flows.reserve(limit));
+            let memory = |flows: &Flows<Named>| {
+                flows.slots.slots.capacity() * size_of::<Entry<Named>>() + flows.by_key.allocation_size()
+            };
+            let before = memory(&flows);
+            assert!(before <= limit * Flows::<Named>::BYTES + 64, "{before} bytes for {limit}");
+            let mut ids: Vec<FlowId> =
+                (0..limit as u32).map(|key| flows.insert(Named(key)).ok().unwrap()).collect();
+            for key in 0..10 * limit as u32 {
+                let at = key as usize * 7919 % limit;
+                flows.remove(ids[at]).unwrap();
+                ids[at] = flows.insert(Named(1_000_000 + key)).ok().unwrap();
+            }
+            assert_eq!(memory(&flows), before);
         }
     }
 

@@ -22,13 +22,14 @@ use crate::{
     events::{Events, Refused as What},
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
-    names::{Hold, Names},
+    names::{self, Hold, Names},
     policy::{Destination, NameVerdict, Policy, Question, Reason, Rule, Verdict},
+    quota::Quota,
     timer::Instant,
 };
 
 /// The rules in force, and the number of refusals.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Guard {
     rules: Option<Box<Rules>>,
     /// The names for which the guest was given an address. None if there have never been rules by name.
@@ -44,6 +45,30 @@ pub struct Guard {
     ended: Ended,
     /// The queue for reports of flows and refusals.
     events: Events,
+    limits: Limits,
+    /// The memory in which first bytes of connections are parsed.
+    first_bytes: Quota,
+    /// The memory of answers over TCP.
+    answers: Quota,
+}
+
+/// Limits on the memory of rules by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Limits of the names for which the guest was given an address.
+    pub names: names::Limits,
+    /// Maximum memory in which first bytes of TCP connections are parsed, in bytes. A connection for which there is none is
+    /// refused.
+    pub first_bytes: usize,
+    /// Maximum memory of queries and answers over TCP that the guard judges, in bytes: from servers, and for the guest. If
+    /// there is none, a server counts as failed, and a connection of the guest ends.
+    pub answers: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { names: names::Limits::default(), first_bytes: usize::MAX, answers: usize::MAX }
+    }
 }
 
 #[derive(Debug)]
@@ -109,6 +134,24 @@ pub struct Claim {
     since: Instant,
 }
 
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            rules: None,
+            names: None,
+            recent: questions::Recent::default(),
+            refused: 0,
+            mode: Mode::default(),
+            hash_key: [0; 16],
+            ended: Ended::default(),
+            events: Events::default(),
+            limits: Limits::default(),
+            first_bytes: Quota::new(usize::MAX),
+            answers: Quota::new(usize::MAX),
+        }
+    }
+}
+
 impl Guard {
     /// A guard with these rules. `hash_key` must be random.
     #[must_use]
@@ -116,6 +159,24 @@ impl Guard {
         let mut guard = Self::without_rules(mode, hash_key);
         guard.replace(policy);
         guard
+    }
+
+    /// Sets the limits. Must be called before the guest has sent a frame: names that are known are forgotten.
+    pub fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.first_bytes = Quota::new(limits.first_bytes);
+        self.answers = Quota::new(limits.answers);
+        self.names = self.names.take().map(|_| Box::new(Names::new(limits.names, self.hash_key)));
+    }
+
+    /// The memory in which first bytes of connections are parsed.
+    pub(crate) const fn first_bytes(&self) -> &Quota {
+        &self.first_bytes
+    }
+
+    /// The memory of queries and answers over TCP.
+    pub(crate) const fn answers(&self) -> &Quota {
+        &self.answers
     }
 
     /// The names for which the guest was given an address. None if there have never been rules by name.

@@ -131,6 +131,12 @@ impl Idle {
         self.order.len
     }
 
+    /// Reserves memory for members in `slots` slots, so that the list does not grow. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve_all(&mut self, slots: usize) -> bool {
+        self.order.links.reserve_all(slots)
+    }
+
     /// Reserves memory for a member in this slot. Returns false if there is none.
     #[must_use]
     pub(crate) fn reserve(&mut self, index: u32) -> bool {
@@ -256,6 +262,15 @@ impl Links {
     pub(crate) fn reserve(&mut self, index: u32) -> bool {
         let more = (index as usize + 1).saturating_sub(self.0.len());
         self.0.try_reserve(more).is_ok()
+    }
+
+    /// Memory of a slot, in bytes.
+    pub(crate) const BYTES: usize = size_of::<Link>();
+
+    /// Reserves memory for `slots` slots, so that the list does not grow. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve_all(&mut self, slots: usize) -> bool {
+        self.0.try_reserve_exact(slots.saturating_sub(self.0.len())).is_ok()
     }
 
     /// Puts a slot that is in no list at the end of `chain`. If the slot was not [reserved](Self::reserve), an allocation

@@ -73,7 +73,7 @@
 //! }
 //!
 //! # use engine::{addr::{Guest, Services, Settings, V4}, neighbours::Neighbours, stack::{Limits, Seeds}};
-//! # use engine::{dns, share::{Bound, Share}, udp};
+//! # use engine::{dns, reassembly, share::{Bound, Share}, udp};
 //! # use std::time::Duration;
 //! # let v4 = V4 {
 //! #     assigned: [192, 0, 2, 2].into(), prefix_len: 24, our_address: Some([192, 0, 2, 1].into()),
@@ -90,9 +90,11 @@
 //! # let limits = Limits {
 //! #     connections: 8, queue_memory: 1 << 20, pings: share,
 //! #     udp: udp::Limits {
-//! #         flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream: idle,
+//! #         flows: share, inbound: share, endpoints: share, bypass: share, checks: udp::CheckLimits::DEFAULT,
+//! #         idle, idle_stream: idle,
 //! #     },
 //! #     dns: dns::Limits { files: share, bytes: 4096, idle, idle_stream: idle },
+//! #     fragments: reassembly::Limits::default(),
 //! # };
 //! # let seeds = Seeds { hash_key: [1; 16], isn_secret: [2; 16], query_secret: [4; 16], advertisement: 3 };
 //! # let guest = Guest::new(&settings, None);
@@ -152,6 +154,7 @@ pub mod neighbours;
 pub mod policy;
 pub mod ports;
 pub mod pressure;
+pub mod quota;
 mod ranges;
 pub mod rate_limit;
 pub mod reassembly;

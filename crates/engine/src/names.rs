@@ -47,6 +47,24 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Memory of a name of the maximum length, in bytes.
+    const BYTES: usize = 420;
+
+    /// Limits for `bytes` bytes of memory, which are not above the usual ones.
+    #[must_use]
+    pub fn within(bytes: usize) -> Self {
+        let usual = Self::default();
+        Self { total: (bytes / Self::BYTES).min(usual.total), ..usual }
+    }
+
+    /// Memory at these limits, in bytes.
+    #[must_use]
+    pub const fn memory(&self) -> usize {
+        self.total * Self::BYTES
+    }
+}
+
 /// The addresses and names in the answer to a question.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answers {

@@ -26,6 +26,11 @@ impl Ranges {
         &self.ranges
     }
 
+    /// Allocated memory, in bytes.
+    pub(crate) const fn bytes(&self) -> usize {
+        self.ranges.capacity() * size_of::<Range>()
+    }
+
     /// Whether the set is empty.
     pub(crate) const fn is_empty(&self) -> bool {
         self.ranges.is_empty()

@@ -66,9 +66,49 @@ pub struct Expired {
     pub destination: IpAddr,
 }
 
+/// Memory of a datagram without its bytes, in bytes. The list of datagrams may be twice as long as needed, and is copied when
+/// it grows.
+const DATAGRAM_BYTES: usize = 3 * size_of::<Datagram>();
+
+/// Limits on the datagrams that wait. At each limit, the datagrams that have waited for the longest time are dropped.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Maximum number of datagrams.
+    pub datagrams: usize,
+    /// Maximum memory of their bytes, in bytes. A single datagram may exceed it.
+    pub bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl Limits {
+    /// Limits without a budget.
+    pub const DEFAULT: Self = Self { datagrams: MAX_DATAGRAMS, bytes: MAX_BYTES };
+
+    /// Limits for `bytes` bytes of memory, which are not above the usual ones.
+    #[must_use]
+    pub fn within(bytes: usize) -> Self {
+        let datagrams = (bytes / 8 / DATAGRAM_BYTES).clamp(1, MAX_DATAGRAMS);
+        let bytes = bytes.saturating_sub(Self { datagrams, bytes: 0 }.memory());
+        Self { datagrams, bytes: bytes.min(MAX_BYTES) }
+    }
+
+    /// Memory at these limits, in bytes: a new datagram is complete before others are dropped, and its buffer may be twice
+    /// as long as needed. One more is kept for reuse.
+    #[must_use]
+    pub const fn memory(&self) -> usize {
+        self.bytes + 4 * MAX_LEN + self.datagrams * DATAGRAM_BYTES
+    }
+}
+
 /// All datagrams that wait for fragments.
 #[derive(Debug, Default)]
 pub struct Reassembly {
+    limits: Limits,
     /// The datagrams in the order in which their first fragments arrived, which is also the order of their deadlines.
     datagrams: VecDeque<Datagram>,
     /// Memory of all datagrams, in bytes.
@@ -111,6 +151,12 @@ struct Datagram {
 }
 
 impl Reassembly {
+    /// No datagrams. At most as many as `limits` allow will wait.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
     /// The number of datagrams that wait for fragments.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -123,7 +169,7 @@ impl Reassembly {
         self.datagrams.is_empty()
     }
 
-    /// Memory of the datagrams that wait, in bytes. It is at most [`MAX_BYTES`].
+    /// Memory of the datagrams that wait, in bytes. See [`Limits::bytes`].
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
@@ -202,7 +248,7 @@ impl Reassembly {
             return Some(index);
         }
         self.datagrams.try_reserve(1).ok()?;
-        if self.datagrams.len() >= MAX_DATAGRAMS {
+        if self.datagrams.len() >= self.limits.datagrams {
             self.evict(0);
         }
         let mut bytes = core::mem::take(&mut self.spare);
@@ -215,7 +261,7 @@ impl Reassembly {
 
     /// Makes room for the datagram at `index`: drops the datagrams that have waited for the longest time.
     fn shrink(&mut self, mut index: usize) {
-        while self.bytes > MAX_BYTES && self.datagrams.len() > 1 {
+        while self.bytes > self.limits.bytes && self.datagrams.len() > 1 {
             self.evict(usize::from(index == 0));
             index = index.saturating_sub(1);
         }
@@ -265,7 +311,7 @@ impl Datagram {
         }
     }
 
-    /// The memory of the datagram that counts for [`MAX_BYTES`], in bytes.
+    /// The memory of the datagram that counts for [`Limits::bytes`], in bytes.
     const fn memory(&self) -> usize {
         self.bytes.capacity() + self.ranges.capacity() * size_of::<(u16, u16)>()
     }

@@ -20,6 +20,8 @@ pub enum Bound {
     Files,
     /// The memory of the machine or control group.
     Memory,
+    /// The budget that the user gave (`--memory`).
+    Budget,
     /// No resource: the number is fixed.
     Fixed,
 }
@@ -39,6 +41,7 @@ impl fmt::Display for Bound {
                 "; to have more, raise the limit of open files (ulimit -n, LimitNOFILE= of systemd)"
             }
             Self::Memory => "; the memory of the machine or control group allows no more",
+            Self::Budget => "; to have more, give more memory (--memory)",
             Self::Fixed => "",
         })
     }

@@ -1,5 +1,6 @@
 //! The state of one guest ([`Stack`]), and the rounds of the event loop that drive it ([`Round`]).
 
+mod footprint;
 mod fragments;
 mod listing;
 mod membership;
@@ -9,6 +10,7 @@ mod round;
 
 use alloc::vec::Vec;
 
+pub use footprint::Footprint;
 pub use listing::Prospect;
 pub use round::Round;
 
@@ -22,7 +24,7 @@ use crate::{
     local::Advertiser,
     membership::Memberships,
     rate_limit::RateLimit,
-    reassembly::Reassembly,
+    reassembly::{self, Reassembly},
     share::{Notice, Share},
     tcp::Tcp,
     timer::{Instant, Timers},
@@ -79,6 +81,8 @@ pub struct Limits {
     pub dns: dns::Limits,
     /// Limit of sockets for pings.
     pub pings: Share,
+    /// Limits of the datagrams that wait for fragments.
+    pub fragments: reassembly::Limits,
 }
 
 /// All state of one guest: its addresses, its flows and their deadlines.
@@ -90,6 +94,7 @@ pub struct Stack<W: World> {
     timers: Timers<FlowId>,
     flows: Protocols<W>,
     reassembly: Reassembly,
+    limits: Limits,
     refusals: refusal::Limit,
     advertiser: Advertiser,
     memberships: Memberships,
@@ -126,7 +131,8 @@ impl<W: World> Stack<W> {
                 dns: Dns::new(limits.dns, seeds.hash_key, seeds.query_secret),
                 ping: Ping::new(limits.pings, seeds.hash_key),
             },
-            reassembly: Reassembly::default(),
+            reassembly: Reassembly::new(limits.fragments),
+            limits,
             refusals: refusal::Limit::new(now),
             memberships: Memberships::default(),
             counters: FrameDrops::default(),

@@ -132,6 +132,17 @@ impl<K: Ord + Copy> Timers<K> {
         Ok(())
     }
 
+    /// Memory of an owner, in bytes.
+    pub(crate) const BYTES: usize = size_of::<Entry<K>>() + size_of::<u32>();
+
+    /// Reserves memory for `owners` owners, so that the queue does not grow. Returns false if there is none.
+    #[must_use]
+    pub(crate) fn reserve(&mut self, owners: usize) -> bool {
+        let more = |len: usize| owners.saturating_sub(len);
+        self.heap.try_reserve_exact(more(self.heap.len())).is_ok()
+            && self.places.try_reserve_exact(more(self.places.len())).is_ok()
+    }
+
     /// Schedules `key` for `at` or a little later. Returns the entry's ticket.
     fn schedule(&mut self, at: Instant, key: K) -> Ticket {
         let at = Instant::from_micros(at.as_micros().checked_next_multiple_of(GRAIN).unwrap_or(u64::MAX));

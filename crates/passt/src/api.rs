@@ -35,24 +35,22 @@ mod start;
 #[cfg(test)]
 mod tests;
 
+use crate::budgets::memory::Api as Limits;
 pub(crate) use ask::{About, Answer, Ask};
 pub(crate) use channel::{Content, Note, ShardEnd};
 pub(crate) use entry::Entry;
+pub(crate) use flows::ROW_BYTES;
 pub(crate) use http::listen_at as listen_for_metrics;
 pub(crate) use start::{Ready, Start, start};
 
 /// Maximum length of a request, in bytes, without the end of line.
-const MAX_REQUEST: usize = 64 << 10;
+const MAX_REQUEST: usize = Limits::REQUEST;
 /// Maximum number of bytes of answers that a client has not read when its next request is handled.
-const MAX_UNREAD: usize = 64 << 10;
-/// Length in bytes at which the list in an answer stops. An answer is a few KiB longer at most.
-const MAX_LIST: usize = 1 << 20;
-/// Maximum number of bytes of events that wait for a client.
-const MAX_EVENTS: usize = 256 << 10;
+const MAX_UNREAD: usize = Limits::UNREAD;
 /// Maximum number of events that wait for the API thread.
 const MAX_QUEUED: usize = 4096;
 /// Maximum number of clients.
-const MAX_CLIENTS: usize = 64;
+const MAX_CLIENTS: usize = Limits::DEFAULT.clients;
 /// Maximum number of descriptors that clients have handed over, and that no request has used.
 const MAX_DESCRIPTORS: usize = 4;
 /// Number of files that the thread needs besides those of its clients: the listening socket, its epoll set, two

@@ -5,6 +5,7 @@
 //! of TCP connections and listening sockets.
 
 pub mod ledger;
+pub mod memory;
 pub mod resources;
 
 use std::time::Duration;
@@ -82,6 +83,8 @@ pub struct Budgets {
     pub queue_memory: usize,
     /// The resource that limits the number of files.
     pub bound: Bound,
+    /// The other limits of memory.
+    pub memory: memory::Limits,
 }
 
 /// The number of files to divide.
@@ -129,9 +132,29 @@ impl Budgets {
             queue_memory: usize::try_from(resources.memory / 16)
                 .map_or(QUEUE_MEMORY, |most| most.min(QUEUE_MEMORY)),
             bound,
+            memory: memory::Limits::DEFAULT,
         };
         budgets.pool = rest.saturating_sub(budgets.reserved() - needs.listeners);
         budgets
+    }
+
+    /// Lowers the limits to those of a budget of memory (`--memory`).
+    #[must_use]
+    pub fn within(self, memory: &memory::Limits) -> Self {
+        let lower = |share: Share, most: usize| {
+            if most < share.most { Share { most, bound: Bound::Budget } } else { share }
+        };
+        Self {
+            udp_ports: lower(self.udp_ports, memory.udp_ports),
+            udp_clients: lower(self.udp_clients, memory.udp_clients),
+            questions: lower(self.questions, memory.questions),
+            pings: lower(self.pings, memory.pings),
+            flows: lower(self.flows, memory.flows),
+            inbound: lower(self.inbound, memory.inbound),
+            queue_memory: self.queue_memory.min(memory.queue_memory),
+            memory: *memory,
+            ..self
+        }
     }
 
     /// The total number of reserved files.
@@ -143,27 +166,29 @@ impl Budgets {
     /// The limits that the engine enforces. An idle UDP flow ends after `idle`, or after `idle_stream` if it has
     /// carried more than one request and one response.
     #[must_use]
-    pub const fn limits(&self, idle: Duration, idle_stream: Duration) -> stack::Limits {
+    pub fn limits(&self, idle: Duration, idle_stream: Duration) -> stack::Limits {
         stack::Limits {
-            connections: CONNECTIONS,
+            connections: self.memory.connections,
             queue_memory: self.queue_memory,
             udp: udp::Limits {
                 flows: self.flows,
                 inbound: self.inbound,
                 endpoints: self.udp_ports,
                 bypass: self.udp_clients,
+                checks: self.memory.checks(),
                 idle,
                 idle_stream,
             },
-            dns: dns::Limits { files: self.questions, bytes: DNS_MEMORY, idle, idle_stream },
+            dns: dns::Limits { files: self.questions, bytes: self.memory.question_bytes, idle, idle_stream },
             pings: self.pings,
+            fragments: self.memory.fragments(),
         }
     }
 
     /// Maximum number of local TCP connections.
     #[must_use]
     pub const fn local_connections(&self) -> usize {
-        CONNECTIONS
+        self.memory.local_connections
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// `--log-size`, in bytes: the limit of the log file, and of the flow log.
     pub log_size: u64,
+    /// `--memory`: the budget, in bytes.
+    pub memory: Option<u64>,
     /// `--flow-log`: a file with a line for each flow that begins, ends or is refused.
     pub flow_log: Option<PathBuf>,
     /// `--runas`. `None`: the default rule of behaviour §10.2 applies.
@@ -179,6 +181,7 @@ impl Config {
             stats: None,
             log_file: None,
             log_size: DEFAULT_LOG_SIZE,
+            memory: None,
             flow_log: None,
             runas: None,
             chroot_fallback: false,

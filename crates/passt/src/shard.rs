@@ -23,6 +23,7 @@ use engine::forward::{Enabled, Onward, Policy};
 use engine::guard::Guard;
 use engine::pressure::Pressure;
 use engine::rate_limit::RateLimit;
+use engine::share::{Bound, Notice};
 use engine::stack::{Round, Seeds, Stack};
 use engine::timer::Instant;
 use rustix::event::Timespec;
@@ -137,6 +138,8 @@ pub(crate) struct Shard {
     api: Option<Api>,
     /// The reports of flows, for the flow log and the API socket.
     reports: Events,
+    /// The number of flows that were not reported, when the log said so last, and how often it says so.
+    unreported: (u64, Notice),
     budgets: Budgets,
     /// The work that the last round did not finish.
     pressure: Pressure,
@@ -161,10 +164,15 @@ impl Shard {
         let limits = setup.budgets.limits(idle, idle_stream);
         let mut stack = Stack::new(setup.settings, setup.guest, limits, seeds()?, Instant::from_micros(0));
         *stack.guard_mut() = setup.guard;
-        let reports = Self::wants_reports(setup.flow_log.is_some(), setup.api.is_some());
+        stack.guard_mut().limit(setup.budgets.memory.guard());
+        let most = setup.budgets.memory.reports;
+        let reports = Self::wants_reports(setup.flow_log.is_some(), setup.api.is_some(), most);
         stack.guard_mut().report_to(reports.clone());
         *stack.rate_limit_mut() = setup.rate_limit;
         bypass.limit(stack.rate_limit_mut());
+        if setup.budgets.memory.bounded && !(stack.reserve() && bypass.reserve(&setup.budgets)) {
+            anyhow::bail!("--memory: the system has no memory for the tables");
+        }
         let mut acceptors = Acceptors::new();
         // If the link has clients, the listeners are closed until a guest has sent a frame.
         acceptors.set_open(sockets.epoll(), !setup.link.has_clients());
@@ -192,6 +200,7 @@ impl Shard {
             flow_log: setup.flow_log,
             api: setup.api.map(Api::new),
             reports,
+            unreported: Default::default(),
             budgets: setup.budgets,
             pressure: Pressure::None,
             link_has_frames: false,
@@ -285,6 +294,15 @@ impl Shard {
     /// Passes the flow events of this round on to the flow log and to the API socket.
     fn report(&mut self, now: Instant) {
         let events = self.reports.take();
+        let (told, notice) = &mut self.unreported;
+        let unreported = self.reports.unreported().flows;
+        if unreported > *told && notice.is_due(now) {
+            *told = unreported;
+            log::warn!(
+                "{unreported} flows are missing in the flow log and at the API socket{}",
+                Bound::Budget
+            );
+        }
         if events.is_empty() {
             return;
         }

@@ -10,6 +10,7 @@ use engine::{
     addr::{Guest, Services, Settings, V4, V6},
     dns,
     neighbours::Neighbours,
+    reassembly,
     share::{Bound, Share},
     stack::Limits,
     timer::Instant,
@@ -88,9 +89,18 @@ pub const fn limits() -> Limits {
     Limits {
         connections: 10,
         queue_memory: 1 << 20,
-        udp: udp::Limits { flows: share, inbound: share, endpoints: share, bypass: share, idle, idle_stream },
+        udp: udp::Limits {
+            flows: share,
+            inbound: share,
+            endpoints: share,
+            bypass: share,
+            checks: udp::CheckLimits::DEFAULT,
+            idle,
+            idle_stream,
+        },
         dns: dns::Limits { files: share, bytes: 10_000, idle, idle_stream },
         pings: share,
+        fragments: reassembly::Limits::DEFAULT,
     }
 }
 

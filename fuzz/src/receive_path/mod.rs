@@ -55,6 +55,7 @@ const LIMITS: Limits = Limits {
         inbound: share(8),
         endpoints: share(8),
         bypass: share(8),
+        checks: udp::CheckLimits::DEFAULT,
         idle: Duration::from_secs(30),
         idle_stream: Duration::from_secs(120),
     },
@@ -65,6 +66,7 @@ const LIMITS: Limits = Limits {
         idle_stream: Duration::from_secs(120),
     },
     pings: share(8),
+    fragments: engine::reassembly::Limits::DEFAULT,
 };
 /// Maximum memory that one connection can have queued: its window, and the slots at both ends.
 const MOST_QUEUED: usize = (1 << 20) + 2 * (16 << 10);

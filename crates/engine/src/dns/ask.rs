@@ -297,9 +297,8 @@ impl<W: World> Dns<W> {
         let io = match &mut asked.io {
             Io::Datagram(io) => io,
             Io::Stream(stream) => {
-                stream.ask(payload);
-                asked.waits = true;
-                return true;
+                asked.waits = stream.ask(payload);
+                return asked.waits;
             }
         };
         let outbound = OutboundDatagram {
@@ -483,7 +482,9 @@ fn open_socket<W: World>(
     cx: &mut Context<'_, W>,
 ) -> Result<Io<W>, Errno> {
     if over_tcp {
-        cx.host.tcp_connect(id, None, server, 0).map(|io| Io::Stream(OverTcp::new(io)))
+        cx.host
+            .tcp_connect(id, None, server, 0)
+            .map(|io| Io::Stream(OverTcp::new(io, cx.guard.answers().part())))
     } else {
         cx.host.udp_open(id, server.ip(), 0).map(Io::Datagram)
     }

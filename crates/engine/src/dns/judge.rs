@@ -19,10 +19,11 @@ use crate::{
     events::{How, Start},
     flow::{Endpoints, FlowId, Protocol},
     forward::spec::Direction,
-    guard::{Asked, Refused},
+    guard::{Asked, Guard, Refused},
     host::Report,
     icmp::{self, Quote},
     nat::is_group,
+    quota::Part,
     timer::Timers,
 };
 
@@ -43,7 +44,7 @@ impl<W: World> Dns<W> {
 
     /// An answer for a client, and the client's TCP connection. An empty answer means that the client's message was not
     /// a query.
-    pub(crate) fn next_answer(&mut self) -> Option<(FlowId, Vec<u8>)> {
+    pub(crate) fn next_answer(&mut self) -> Option<(FlowId, Vec<u8>, Part)> {
         self.answers.pop()
     }
 
@@ -84,7 +85,7 @@ impl<W: World> Dns<W> {
         let protocol = if stream.is_some() { Protocol::Tcp } else { Protocol::Udp };
         cx.guard.note_no_query(protocol, &endpoints, "not a query with one question");
         match stream {
-            Some(stream) => self.answers.push((stream, Vec::new())),
+            Some(stream) => self.answers.push((stream, Vec::new(), Part::NONE)),
             None => {
                 let quote = Quote::of_datagram(endpoints, message.len(), message);
                 icmp::send_router_error(Report::prohibited(endpoints.guest.is_ipv4()), &quote, cx);
@@ -109,7 +110,7 @@ impl<W: World> Dns<W> {
         };
         let answer = blocked(message, refusal, &refused.text).unwrap_or_default();
         match key.stream {
-            Some(stream) => self.answers.push((stream, answer)),
+            Some(stream) => self.answers.push((stream, answer, Part::NONE)),
             None => self.send_answer(key.endpoints, None, 0, &answer, cx),
         }
     }
@@ -172,11 +173,22 @@ impl<W: World> Dns<W> {
     ) {
         let judged = exchange.judged.as_deref().map(|query| judge_answer(query, payload, exchange, cx));
         match (exchange.key.stream, judged) {
-            (Some(stream), Some(answer)) => self.answers.push((stream, answer)),
+            (Some(stream), Some(answer)) => self.keep_for(stream, answer, cx.guard),
             (_, Some(answer)) => {
                 self.send_answer(exchange.key.endpoints, hop_limit, traffic_class, &answer, cx);
             }
             (_, None) => self.send_answer(exchange.key.endpoints, hop_limit, traffic_class, payload, cx),
+        }
+    }
+
+    /// Stores an answer until the connection of the client takes it. If there is no memory, the connection ends.
+    fn keep_for(&mut self, stream: FlowId, answer: Vec<u8>, guard: &Guard) {
+        match guard.answers().take(answer.capacity()) {
+            Some(memory) => self.answers.push((stream, answer, memory)),
+            None => {
+                self.counters.no_room += 1;
+                self.answers.push((stream, Vec::new(), Part::NONE));
+            }
         }
     }
 
@@ -202,9 +214,9 @@ impl<W: World> Dns<W> {
 
 impl<W: World> Exchange<W> {
     /// The answer for a client on a TCP connection, if no server has answered.
-    fn failure(&self) -> Option<(FlowId, Vec<u8>)> {
+    fn failure(&self) -> Option<(FlowId, Vec<u8>, Part)> {
         let query = self.judged.as_deref()?;
-        Some((self.key.stream?, refuse(query, Refusal::Failure, None)?))
+        Some((self.key.stream?, refuse(query, Refusal::Failure, None)?, Part::NONE))
     }
 }
 

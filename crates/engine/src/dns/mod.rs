@@ -38,9 +38,11 @@ use crate::{
     host::{Readiness, SocketError, UNKNOWN_HOP_LIMIT, UdpSocket},
     idle::{Chain, Links},
     memory::PayloadOf,
+    quota::{Part, allocation},
     rate_limit::Load,
     resolvers::{DNS, Health},
     share::{Notice, Share},
+    timer::Timers,
 };
 use exchange::{Asked, Exchange, Io, Key, Verdict};
 use over_tcp::Progress;
@@ -75,8 +77,8 @@ pub struct Dns<W: World> {
     bytes: usize,
     health: Health,
     limits: Limits,
-    /// Answers for the guest's TCP connections.
-    answers: Vec<(FlowId, Vec<u8>)>,
+    /// Answers for the guest's TCP connections, with their memory.
+    answers: Vec<(FlowId, Vec<u8>, Part)>,
     /// Secret for the IDs of rebuilt queries.
     secret: HashKey,
     queries: u64,
@@ -110,6 +112,20 @@ impl<W: World> Dns<W> {
             ended: 0,
             counters: Drops::default(),
         }
+    }
+
+    /// Memory of an exchange, in bytes, without stored queries and answers: its slot, its deadline, its place in a list, its
+    /// servers, and the head of its query.
+    pub(crate) const BYTES: usize = Flows::<Exchange<W>>::BYTES
+        + Timers::<FlowId>::BYTES
+        + Links::BYTES
+        + allocation(4 * size_of::<Asked<W>>())
+        + allocation(MAX_HEAD_LEN);
+
+    /// Reserves memory for the tables at their limits. Returns false if there is none.
+    pub(crate) fn reserve(&mut self) -> bool {
+        let exchanges = self.limits.files.most + 1;
+        self.exchanges.reserve(exchanges) && self.links.reserve_all(exchanges)
     }
 
     /// Counts of the datagrams that were dropped.

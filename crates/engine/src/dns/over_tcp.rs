@@ -5,7 +5,10 @@ use alloc::vec::Vec;
 
 use wire::payload::Payload;
 
-use crate::host::{Errno, Readiness, SocketError, TcpSocket};
+use crate::{
+    host::{Errno, Readiness, SocketError, TcpSocket},
+    quota::Part,
+};
 
 /// Length of the length field, in bytes.
 const LEN_LEN: usize = 2;
@@ -19,6 +22,8 @@ pub(super) struct OverTcp<T> {
     sent: usize,
     /// The received bytes: length field and answer.
     answer: Vec<u8>,
+    /// The memory of query and answer.
+    memory: Part,
 }
 
 /// The state of a query over TCP.
@@ -34,21 +39,35 @@ pub(super) enum Progress {
 
 impl<T: TcpSocket> OverTcp<T> {
     /// A query over a socket that is connecting.
-    pub(super) const fn new(io: T) -> Self {
-        Self { io, connected: false, query: Vec::new(), sent: 0, answer: Vec::new() }
+    pub(super) const fn new(io: T, memory: Part) -> Self {
+        Self { io, connected: false, query: Vec::new(), sent: 0, answer: Vec::new(), memory }
     }
 
-    /// Stores `query`. It is sent when the socket is connected.
-    pub(super) fn ask(&mut self, query: impl Payload) {
+    /// Stores `query`. It is sent when the socket is connected. Returns false if there is no memory.
+    pub(super) fn ask(&mut self, query: impl Payload) -> bool {
+        if !self.memory.resize(LEN_LEN + query.len()) {
+            return false;
+        }
         self.query = (query.len() as u16).to_be_bytes().to_vec();
         self.query.resize(LEN_LEN + query.len(), 0);
         query.copy_to(&mut self.query[LEN_LEN..]);
         (self.sent, self.answer) = (0, Vec::new());
+        true
     }
 
     /// Sends and receives as much as possible. Must be called when any socket of the exchange is ready. `buffer` is
     /// scratch space for received bytes.
     pub(super) fn on_ready(&mut self, readiness: Readiness, buffer: &mut [u8]) -> Progress {
+        let progress = self.advance(readiness, buffer);
+        if let Progress::Failed(_) = progress {
+            (self.query, self.answer) = (Vec::new(), Vec::new());
+            // It returns memory, so there is enough.
+            let _ = self.memory.resize(0);
+        }
+        progress
+    }
+
+    fn advance(&mut self, readiness: Readiness, buffer: &mut [u8]) -> Progress {
         if readiness.error
             && let Some(errno) = self.io.take_error()
         {
@@ -79,6 +98,10 @@ impl<T: TcpSocket> OverTcp<T> {
                 return Err(SocketError::Failed(Errno::ECONNRESET));
             }
             let gone = self.io.discard(len as u32)? as usize;
+            // A list that grows may be twice as long as needed.
+            if !self.memory.resize(self.query.len() + 2 * (self.answer.len() + gone)) {
+                return Err(SocketError::Failed(Errno::ENOBUFS));
+            }
             self.answer.extend_from_slice(buffer.get(..gone).unwrap_or_default());
             let (Some(expected), Some(message)) = (self.answer.first_chunk(), self.answer.get(LEN_LEN..))
             else {

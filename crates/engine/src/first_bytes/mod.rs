@@ -65,6 +65,9 @@ pub enum Why {
     /// The message is longer than [`MAX_LEN`], or has too many parts.
     #[error("first message is too long")]
     TooLong,
+    /// There is no memory left to read it.
+    #[error("no memory left for first messages")]
+    NoRoom,
     /// A UDP flow has too many QUIC connections at once.
     #[error("too many QUIC connections")]
     TooManyConnections,

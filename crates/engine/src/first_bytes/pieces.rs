@@ -28,6 +28,11 @@ impl Pieces {
         self.bytes.len()
     }
 
+    /// Allocated memory, in bytes.
+    pub(super) const fn memory(&self) -> usize {
+        self.bytes.capacity() + self.held.bytes()
+    }
+
     /// The bytes before the first hole.
     pub(super) fn start(&self) -> &[u8] {
         match self.held.as_slice().first() {

@@ -147,6 +147,13 @@ impl FirstDatagrams {
         self.connections.iter().map(|connection| connection.stream.len()).sum()
     }
 
+    /// Allocated memory, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let streams =
+            self.connections.iter().map(|connection| connection.stream.memory() + connection.id.len());
+        self.connections.capacity() * size_of::<Connection>() + streams.sum::<usize>()
+    }
+
     /// Whether no bytes are kept.
     #[must_use]
     pub fn is_empty(&self) -> bool {

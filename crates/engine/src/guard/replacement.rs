@@ -8,7 +8,7 @@ use super::{Admission, Claim, Guard, Mode, Opening, Rules, questions};
 use crate::{
     first_bytes::HostName,
     flow::{Endpoints, Protocol},
-    names::{self, Names},
+    names::Names,
     policy::{Lookup, Policy, Reason, Verdict},
     resolvers::DNS,
     timer::Instant,
@@ -53,7 +53,7 @@ impl Guard {
     /// The known names are kept, since flows hold some of them.
     pub(crate) fn replace(&mut self, policy: Policy) {
         if policy.has_names() && self.names.is_none() {
-            self.names = Some(Box::new(Names::new(names::Limits::default(), self.hash_key)));
+            self.names = Some(Box::new(Names::new(self.limits.names, self.hash_key)));
         }
         self.ended = Ended::default();
         self.rules = Some(Box::new(Rules { policy, mode: self.mode }));

@@ -36,11 +36,12 @@ use crate::{
         self, EchoRequest, Errno, Host, PingSocket, Readiness, Received, Report, SendResult, SocketError,
         UNKNOWN_HOP_LIMIT,
     },
-    idle::{Activity, Idle, Timeouts},
+    idle::{Activity, Idle, Links, Timeouts},
     link::Link,
     listing::{Lister, Page},
     memory::PayloadOf,
     nat::is_group,
+    quota::allocation,
     rate_limit::Load,
     share::{Notice, Share},
     timer::Timers,
@@ -119,6 +120,18 @@ impl<W: World> Ping<W> {
             ended: 0,
             notice: Notice::default(),
         }
+    }
+
+    /// Memory of a flow, in bytes: its slot, its deadline, its place in a list, and the list of its accounts.
+    pub(crate) const BYTES: usize = Flows::<Flow<PingOf<W>>>::BYTES
+        + Timers::<FlowId>::BYTES
+        + Links::BYTES
+        + allocation(MOST_ACCOUNTS * size_of::<Account>());
+
+    /// Reserves memory for the tables at their limits. Returns false if there is none.
+    pub(crate) fn reserve(&mut self) -> bool {
+        let flows = self.share.most + 1;
+        self.flows.reserve(flows) && self.idle.reserve_all(flows)
     }
 
     /// Counts of the echo messages that were dropped.

@@ -271,6 +271,7 @@ fn ten_thousand_names_take_less_than_4_mib() {
         assert_eq!((names.len(), names.strings.len()), (10_000, 10_000));
         let bytes = names.bytes();
         assert!(bytes < 4 << 20, "{bytes} bytes");
+        assert!(bytes <= limits.memory() && Limits::within(limits.memory()).total == limits.total);
         assert!(bytes > 253 * 10_000, "the names themselves are counted");
     }
 }

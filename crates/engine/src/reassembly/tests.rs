@@ -329,6 +329,26 @@ fn datagrams_expire() {
     assert_eq!((reassembly.next(), reassembly.bytes()), (None, 0));
 }
 
+/// Limits for an amount of memory keep within it, up to the usual limits.
+#[test]
+fn limits_within_an_amount_of_memory() {
+    for bytes in (16..26).map(|shift| 5 << shift) {
+        let limits = Limits::within(bytes);
+        assert!(limits.memory() <= bytes, "{bytes}: {limits:?}");
+        let mut reassembly = Reassembly::new(limits);
+        for id in 0..2000 {
+            let offset = if id % 3 == 0 { 65_496 } else { 0 };
+            assert_eq!(Cut::new(id, offset, true, &[1; 8]).add(&mut reassembly, NOW), Outcome::Waiting);
+        }
+        assert!(reassembly.len() <= limits.datagrams && !reassembly.is_empty());
+        assert!(reassembly.len() == 1 || reassembly.bytes() <= limits.bytes);
+        // The newest datagram is complete in spite of them.
+        let last = Cut::new(1999, 8, false, &[1]).add(&mut reassembly, NOW);
+        assert_eq!(last, Outcome::Complete(reply(), vec![1; 9]));
+    }
+    assert_eq!(Limits::within(usize::MAX / 2).memory(), Limits::DEFAULT.memory());
+}
+
 /// At each limit, the oldest datagram is dropped.
 #[test]
 fn the_oldest_is_dropped_at_a_limit() {

@@ -156,6 +156,20 @@ impl<C: Conduit> Bypass<C> {
         }
     }
 
+    /// Memory of a connection, in bytes: its slot, its deadline, and its places in the lists.
+    pub const BYTES: usize =
+        Slots::<Entry<C>>::BYTES + Timers::<FlowId>::BYTES + size_of::<FlowId>() + Waiting::BYTES;
+
+    /// Reserves memory for `limit` connections, so that the tables do not grow. Returns false if there is none.
+    #[must_use]
+    pub fn reserve(&mut self, limit: usize) -> bool {
+        let Self { relays, timers, runnable, waiting, .. } = self;
+        relays.reserve(limit)
+            && timers.reserve(limit)
+            && allocation::reserve_exact([runnable], limit + 1)
+            && waiting.reserve(limit + 1)
+    }
+
     /// Number of connections.
     #[must_use]
     pub const fn len(&self) -> usize {

@@ -22,6 +22,9 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Memory for a connection, in bytes: two places in each list.
+    pub(super) const BYTES: usize = 4 * size_of::<(FlowId, Side)>();
+
     /// Whether bytes of this direction are moved only in turns.
     pub(super) const fn is_limited(&self, direction: Direction) -> bool {
         match direction {

@@ -173,7 +173,7 @@ impl<W: World> Round<'_, W> {
             while let Some((stream, ends, query)) = flows.tcp.next_question(&mut cx) {
                 flows.dns.on_stream_query(ends, stream, query, &mut cx);
             }
-            let Some((stream, answer)) = flows.dns.next_answer() else { return };
+            let Some((stream, answer, _memory)) = flows.dns.next_answer() else { return };
             flows.tcp.answer(stream, &answer, &mut cx);
         }
     }

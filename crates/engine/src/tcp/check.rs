@@ -2,7 +2,12 @@
 
 use core::time::Duration;
 
-use crate::{first_bytes::FirstBytes, guard::Claim, timer::Instant};
+use crate::{
+    first_bytes::{self, FirstBytes},
+    guard::Claim,
+    quota::{Part, Quota},
+    timer::Instant,
+};
 
 /// How long a client may take to send a server name.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -15,6 +20,8 @@ pub(super) struct Check {
     pub(super) first: FirstBytes,
     /// How many bytes of the stream were parsed.
     pub(super) fed: usize,
+    /// The memory of the parser.
+    memory: Part,
     /// Deadline of the check, or of the client's close after a refusal. `None` during the handshake.
     pub(super) until: Option<Instant>,
     /// The bytes that a refused client receives before the FIN.
@@ -24,7 +31,17 @@ pub(super) struct Check {
 impl Check {
     pub(super) const fn new(claim: Claim) -> Self {
         let first = FirstBytes::new(claim.ech);
-        Self { claim, first, fed: 0, until: None, farewell: &[] }
+        Self { claim, first, fed: 0, memory: Part::NONE, until: None, farewell: &[] }
+    }
+
+    /// Takes memory for parsing `more` bytes. Returns false if there is none.
+    pub(super) fn reserve(&mut self, more: usize, quota: &Quota) -> bool {
+        if self.fed == 0 {
+            self.memory = quota.part();
+        }
+        // A list that grows may be twice as long as needed, and is copied.
+        let parsed = (self.fed + more).min(first_bytes::MAX_LEN);
+        self.memory.resize(3 * parsed)
     }
 
     /// Sets the deadline, when the handshake is done.

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     context::{Context, World},
-    first_bytes::{Found, Protocol},
+    first_bytes::{Found, Protocol, Why},
     guard::Claim,
     host::TcpSocket as _,
     link::Link as _,
@@ -90,10 +90,17 @@ impl<W: World> Connection<W> {
             return self.without_name(Silence::Urgent, pool, cx);
         }
         let mut found = check.first.feed(&[]);
+        let mut has_room = true;
         self.receive.ready_after(check.fed, |piece| {
-            check.fed += piece.len();
-            found = check.first.feed(piece);
+            has_room = has_room && check.reserve(piece.len(), cx.guard.first_bytes());
+            if has_room {
+                check.fed += piece.len();
+                found = check.first.feed(piece);
+            }
         });
+        if !has_room && matches!(found, Found::More) {
+            found = Found::NoName(Why::NoRoom);
+        }
         let (claim, fed) = (check.claim, check.fed);
         if let (Found::Name(name), Some(account)) = (&found, self.rare.account_mut()) {
             account.note_name(name.as_str());

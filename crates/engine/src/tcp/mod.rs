@@ -43,10 +43,12 @@ use wire::{
 };
 
 use self::{
+    check::Check,
     conn::{Connection, End, Phase, Turn},
     dial::Dial,
     queue::ChunkPool,
-    rare::Rare,
+    rare::{Parts, Rare},
+    recovery::Recovery,
     redial::Redial,
     resets::Reset,
     socket::Socket,
@@ -57,6 +59,7 @@ use crate::{
     allocation,
     context::{Context, TcpOf, World},
     events::{Abort, How, Start},
+    first_bytes::HostName,
     flow::{Endpoints, Ends, FlowId, Flows, Kind, Protocol},
     forward::spec::Direction,
     guard::Admission,
@@ -65,8 +68,9 @@ use crate::{
     link::Full,
     memory::PayloadOf,
     pressure::Pressure,
+    quota::allocation as allocated,
     resolvers::{DNS, Health},
-    timer::Instant,
+    timer::{Instant, Timers},
 };
 
 /// The bits of a traffic class that are copied to the other side (RFC 2474). ECN bits are not copied, since the
@@ -123,6 +127,32 @@ impl<W: World> Tcp<W> {
             secret,
             counters: Counters::default(),
         }
+    }
+
+    /// Memory of a connection, in bytes, without the bytes in its queue: its slot, its deadline, its places in four
+    /// lists, a reset in a list that is copied when it grows,
+    /// and the parts that it does not always have.
+    pub(crate) const BYTES: usize = Flows::<Connection<W>>::BYTES
+        + Timers::<FlowId>::BYTES
+        + 4 * size_of::<FlowId>()
+        + 2 * size_of::<Reset>()
+        + Recovery::BYTES
+        + allocated(size_of::<Parts>())
+        + allocated(size_of::<Dial>())
+        + allocated(size_of::<Check>())
+        + allocated(size_of::<HostName>())
+        + allocated(HostName::MAX_LEN);
+    /// Memory of a chunk of a queue, in bytes, with its share of the lists of chunks and of ranges.
+    pub(crate) const CHUNK_BYTES: (usize, usize) = (queue::CHUNK_BYTES, queue::CHUNK_LEN);
+
+    /// Reserves memory for the tables at their limits. Returns false if there is none.
+    pub(crate) fn reserve(&mut self, is_limited: bool) -> bool {
+        let limit = self.flows.limit();
+        let Waiting { to_host, to_guest } = &mut self.waiting;
+        let turns = if is_limited { limit } else { 0 };
+        self.flows.reserve(limit)
+            && allocation::reserve_exact([&mut self.touched, &mut self.runnable], limit + 1)
+            && allocation::reserve_exact([to_host, to_guest], turns)
     }
 
     /// Number of connections.

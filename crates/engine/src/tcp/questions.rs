@@ -9,6 +9,7 @@ use wire::payload::Payload;
 use crate::{
     host::{Errno, Info, SocketError, TcpSocket, Totals},
     memory::{Memory, PayloadOf, Room as _, RoomOf},
+    quota::Part,
 };
 
 /// Maximum length of a query, in bytes: the same as over UDP.
@@ -35,6 +36,8 @@ pub(super) struct Questions<M> {
     over: bool,
     /// Numbers of bytes that were received from the guest and sent to the guest. Segments are not counted.
     totals: Totals,
+    /// The memory of `output`.
+    used: Part,
     memory: PhantomData<M>,
 }
 
@@ -50,7 +53,7 @@ pub(super) enum Next {
 }
 
 impl<M> Questions<M> {
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(memory: Part) -> Self {
         Self {
             input: Vec::new(),
             ended: false,
@@ -58,6 +61,7 @@ impl<M> Questions<M> {
             asked: 0,
             over: false,
             totals: Totals::bytes(0, 0),
+            used: memory,
             memory: PhantomData,
         }
     }
@@ -92,12 +96,24 @@ impl<M> Questions<M> {
         !self.input.is_empty()
     }
 
-    /// Stores an answer for the guest.
-    pub(super) fn answer(&mut self, answer: &[u8]) {
+    /// Stores an answer for the guest. Returns false if there is no memory.
+    pub(super) fn answer(&mut self, answer: &[u8]) -> bool {
         self.asked = self.asked.saturating_sub(1);
-        let Ok(len) = u16::try_from(answer.len()) else { return };
+        let Ok(len) = u16::try_from(answer.len()) else { return true };
+        let needed = self.output.len() + LEN_LEN + answer.len();
+        if needed > self.output.capacity() {
+            // It grows in steps that are wide enough, so that few answers are copied. The old bytes are still there meanwhile.
+            let capacity = needed + needed / 2;
+            let old = self.output.capacity();
+            if !self.used.resize(old + capacity)
+                || self.output.try_reserve_exact(capacity - self.output.len()).is_err()
+            {
+                return false;
+            }
+        }
         self.output.extend_from_slice(&len.to_be_bytes());
         self.output.extend_from_slice(answer);
+        self.used.resize(self.output.capacity())
     }
 
     fn take(&mut self, len: usize, copy: impl FnOnce(&mut [u8])) -> Result<usize, SocketError> {
@@ -154,6 +170,11 @@ impl<M: Memory> TcpSocket for Questions<M> {
     fn discard(&mut self, len: u32) -> Result<u32, SocketError> {
         let len = self.output.len().min(len as usize);
         self.output.drain(..len);
+        if self.output.is_empty() {
+            self.output = Vec::new();
+            // It returns memory, so there is enough.
+            let _ = self.used.resize(0);
+        }
         self.totals.received.bytes += len as u64;
         Ok(len as u32)
     }

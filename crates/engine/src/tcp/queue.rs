@@ -10,14 +10,26 @@ use wire::{
     tcp::{SackBlocks, Seq},
 };
 
-use crate::ranges::{Range, Ranges};
+use crate::{
+    quota::allocation,
+    ranges::{Range, Ranges},
+};
 
 /// Length of a chunk in bytes.
-const CHUNK_LEN: usize = 16 * 1024;
+pub(super) const CHUNK_LEN: usize = 16 * 1024;
 /// Maximum number of free chunks that are kept. Other free chunks are returned to the allocator.
 const SPARE_CHUNKS: usize = 64;
 /// Maximum number of separate ranges in a queue. A segment that would add another range is dropped.
 const MAX_RANGES: usize = 128;
+
+/// Memory of a chunk, in bytes, with that of a queue. A queue has at least one chunk. It has a list of chunks for the whole
+/// window, and a list of ranges, which may be twice as long as needed and are copied when they grow.
+pub(super) const CHUNK_BYTES: usize = allocation(CHUNK_LEN)
+    + allocation(size_of::<ReceiveQueue>())
+    + 2 * allocation(2 * MAX_CHUNKS * size_of::<Option<Chunk>>())
+    + allocation(MAX_RANGES * size_of::<Range>());
+/// Maximum number of chunks of a queue: the window that is offered, and a chunk that it does not begin with.
+const MAX_CHUNKS: usize = (1 << 20) / CHUNK_LEN + 1;
 
 type Chunk = Box<[u8]>;
 

@@ -2,7 +2,10 @@
 
 use wire::tcp::{SackBlocks, Seq};
 
-use crate::ranges::Ranges;
+use crate::{
+    quota::allocation,
+    ranges::{Range, Ranges},
+};
 
 /// Maximum number of ranges that are stored. Further ranges are ignored. This costs a needless retransmission at worst.
 const MAX_RANGES: usize = 64;
@@ -53,6 +56,10 @@ impl Default for Recovery {
 }
 
 impl Recovery {
+    /// Memory of the state, in bytes.
+    pub(super) const BYTES: usize =
+        allocation(size_of::<Self>()) + allocation(MAX_RANGES * size_of::<Range>());
+
     /// Handles an acknowledgment. `una` is the guest's cumulative acknowledgment, `next` the highest sequence
     /// number sent so far, `duplicate` whether the acknowledgment repeats an earlier one, which is a sign
     /// of loss.

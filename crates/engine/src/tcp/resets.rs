@@ -51,6 +51,9 @@ impl Reset {
     }
 }
 
+/// Minimum number of resets for which the list grows. It grows to twice its length, but not beyond its limit.
+const LEAST_ROOM: usize = 8;
+
 impl<W: World> Tcp<W> {
     /// Sends the reset of a connection that has ended, or keeps it until the guest can get it. At most as many resets are
     /// kept as there may be connections. Without memory, the reset is lost, as on a network.
@@ -59,7 +62,9 @@ impl<W: World> Tcp<W> {
             return;
         }
         let kept = &mut self.kept_resets;
-        if kept.len() < self.flows.limit() && kept.try_reserve(1).is_ok() {
+        let room = self.flows.limit().saturating_sub(kept.len());
+        let more = if kept.len() < kept.capacity() { 0 } else { kept.len().max(LEAST_ROOM).min(room) };
+        if room > 0 && kept.try_reserve_exact(more).is_ok() {
             kept.push_back(reset);
         }
     }

@@ -40,7 +40,8 @@ impl<W: World> Tcp<W> {
         }
         let mut account =
             cx.guard.begin_unjudged(Start::of(Protocol::Tcp, Direction::Outbound, ends), cx.now);
-        let memory = Boxed::new(Questions::new()).zip(Rare::reserve(account.is_open()));
+        let memory =
+            Boxed::new(Questions::new(cx.guard.answers().part())).zip(Rare::reserve(account.is_open()));
         let Some((questions, mut rare)) = memory else {
             self.counters.refused += 1;
             account.close_unopened(Errno::ENOMEM);
@@ -105,7 +106,10 @@ impl<W: World> Tcp<W> {
         if answer.is_empty() {
             return self.end(id, End::Abort(Abort::NoQuery), cx);
         }
-        questions.answer(answer);
+        if !questions.answer(answer) {
+            log::warn!("{id}: no memory left for answers over TCP: the connection ends");
+            return self.end(id, End::Abort(Abort::Displaced), cx);
+        }
         self.on_ready(id, Readiness { readable: true, ..Readiness::default() }, cx);
     }
 }

@@ -13,8 +13,6 @@ use crate::{flow::HashKey, timer::Instant};
 
 /// Minimum time for which an ID is remembered. No known server waits longer than 60 s for the rest of a ClientHello.
 const MEMORY: Duration = Duration::from_secs(120);
-/// Maximum number of new IDs within this time.
-const MAX_IDS: usize = 32_768;
 
 /// A set of hashes of IDs.
 #[derive(Debug)]
@@ -24,6 +22,8 @@ pub(super) struct Begun {
     older: HashSet<u64, HashKey>,
     /// The begin of the current period.
     since: Instant,
+    /// Maximum number of new IDs in a period.
+    most: usize,
     hash_key: HashKey,
 }
 
@@ -37,13 +37,14 @@ pub(super) enum Conflict {
 }
 
 impl Begun {
-    /// An empty set. `hash_key` must be random.
-    pub(super) fn new(hash_key: [u8; 16]) -> Self {
+    /// An empty set, which takes `most` new IDs in a period. `hash_key` must be random.
+    pub(super) fn new(most: usize, hash_key: [u8; 16]) -> Self {
         let hash_key = HashKey(hash_key);
         Self {
             recent: HashSet::with_hasher(hash_key.clone()),
             older: HashSet::with_hasher(hash_key.clone()),
             since: Instant::from_micros(0),
+            most,
             hash_key,
         }
     }
@@ -56,7 +57,7 @@ impl Begun {
         if !again && (self.recent.contains(&hash) || self.older.contains(&hash)) {
             return Err(Conflict::OtherFlow);
         }
-        if self.recent.len() >= MAX_IDS && !self.recent.contains(&hash) {
+        if self.recent.len() >= self.most && !self.recent.contains(&hash) {
             return Err(Conflict::TooMany);
         }
         self.recent.insert(hash);
@@ -78,13 +79,15 @@ impl Begun {
 mod tests {
     use super::*;
 
+    const MAX_IDS: usize = 100;
+
     fn second(number: u64) -> Instant {
         Instant::from_micros(number * 1_000_000)
     }
 
     #[test]
     fn a_connection_belongs_to_one_flow_for_two_minutes() {
-        let mut begun = Begun::new([1; 16]);
+        let mut begun = Begun::new(8, [1; 16]);
         assert_eq!(begun.note(b"one", false, second(1000)), Ok(()));
         assert_eq!(begun.note(b"two", false, second(1000)), Ok(()));
         assert_eq!(begun.note(b"one", true, second(1000)), Ok(()));
@@ -97,7 +100,7 @@ mod tests {
 
     #[test]
     fn their_number_is_bounded() {
-        let mut begun = Begun::new([1; 16]);
+        let mut begun = Begun::new(MAX_IDS, [1; 16]);
         for number in 0..MAX_IDS as u32 {
             assert_eq!(begun.note(&number.to_be_bytes(), false, second(1)), Ok(()));
         }

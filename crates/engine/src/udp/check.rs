@@ -13,6 +13,7 @@ use crate::{
     guard::Claim,
     idle::{Chain, Links},
     names::Hold,
+    quota::{Part, Quota, allocation},
     timer::{Deadline, Instant, Timers},
 };
 
@@ -29,6 +30,35 @@ const MAX_HELD: usize = 1 << 20;
 const MAX_READ: usize = 16 << 20;
 /// Maximum number of admitted names that are stored for one flow.
 const MAX_NAMES: usize = 8;
+
+/// Limits on the checks of flows that a rule by name allows.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckLimits {
+    /// Maximum memory of all readers with what they hold, in bytes. A flow for which there is none is refused.
+    pub memory: usize,
+    /// Maximum number of new QUIC connections within two minutes. Their IDs are remembered.
+    pub ids: usize,
+}
+
+impl CheckLimits {
+    /// Limits without a budget: those of the parts.
+    pub const DEFAULT: Self = Self { memory: usize::MAX, ids: 32_768 };
+    /// Memory for each of the IDs, in bytes: an entry in two sets, which may be half empty, and of which one is copied when
+    /// it grows.
+    const ID_BYTES: usize = 3 * (size_of::<u64>() + 1) * 16 / 7;
+
+    /// Limits for `bytes` bytes of memory, which are not above the usual ones.
+    #[must_use]
+    pub fn within(bytes: usize) -> Self {
+        Self { memory: bytes / 4 * 3, ids: (bytes / 4 / Self::ID_BYTES).min(Self::DEFAULT.ids) }
+    }
+
+    /// Memory at these limits, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.memory + self.ids * Self::ID_BYTES
+    }
+}
 
 /// A datagram that is held back.
 pub(super) type Held = GuestDatagram<Vec<u8>>;
@@ -56,6 +86,7 @@ pub(super) struct Reader {
     pub(super) admitted: Vec<HostName>,
     held: Vec<Held>,
     held_bytes: usize,
+    memory: Part,
 }
 
 impl Keyed for Check {
@@ -75,9 +106,16 @@ impl Check {
 }
 
 impl Reader {
-    const fn new(claim: Claim) -> Self {
+    const fn new(claim: Claim, memory: Part) -> Self {
         let first = FirstDatagrams::new(claim.ech);
-        Self { claim, first, admitted: Vec::new(), held: Vec::new(), held_bytes: 0 }
+        Self { claim, first, admitted: Vec::new(), held: Vec::new(), held_bytes: 0, memory }
+    }
+
+    /// Counts the present memory of the reader. Returns false if there is not so much.
+    fn count(&mut self) -> bool {
+        let held =
+            self.held.capacity() * size_of::<Held>() + self.held.len() * allocation(0) + self.held_bytes;
+        self.memory.resize(LEAST_READER + self.first.memory() + held)
     }
 
     /// Notes a name that the guard has admitted.
@@ -92,6 +130,10 @@ impl Reader {
     }
 }
 
+/// Memory of a reader that has read nothing, in bytes: with the names that may be admitted later.
+const LEAST_READER: usize =
+    allocation(size_of::<Reader>()) + MAX_NAMES * (size_of::<HostName>() + allocation(HostName::MAX_LEN));
+
 /// All checks.
 #[derive(Debug)]
 pub(super) struct Checks {
@@ -104,6 +146,7 @@ pub(super) struct Checks {
     held_bytes: usize,
     /// Number of bytes that all readers keep.
     read_bytes: usize,
+    quota: Quota,
     begun: Begun,
     /// Buffer for a datagram that is being read.
     pub(super) copy: Vec<u8>,
@@ -111,7 +154,7 @@ pub(super) struct Checks {
 
 impl Checks {
     /// An empty table of checks. `hash_key` must be random.
-    pub(super) fn new(hash_key: [u8; 16]) -> Self {
+    pub(super) fn new(limits: CheckLimits, hash_key: [u8; 16]) -> Self {
         Self {
             checks: Flows::new(Kind::UdpCheck, usize::MAX, hash_key),
             waiting: Chain::default(),
@@ -119,9 +162,18 @@ impl Checks {
             waiting_len: 0,
             held_bytes: 0,
             read_bytes: 0,
-            begun: Begun::new(hash_key),
+            quota: Quota::new(limits.memory),
+            begun: Begun::new(limits.ids, hash_key),
             copy: Vec::with_capacity(wire::frame::MAX_LEN),
         }
+    }
+
+    /// Memory of a check without a reader, in bytes.
+    pub(super) const BYTES: usize = Flows::<Check>::BYTES + Timers::<FlowId>::BYTES + Links::BYTES;
+
+    /// Reserves memory for `flows` checks without a reader. Returns false if there is none.
+    pub(super) fn reserve(&mut self, flows: usize) -> bool {
+        self.checks.reserve(flows) && self.links.reserve_all(flows)
     }
 
     pub(super) fn find(&self, endpoints: &Endpoints) -> Option<FlowId> {
@@ -150,7 +202,10 @@ impl Checks {
         if claim.is_some() && self.read_bytes > MAX_READ {
             return None;
         }
-        let reader = claim.map(|claim| Box::new(Reader::new(claim)));
+        let reader = match claim {
+            Some(claim) => Some(Box::new(Reader::new(claim, self.quota.take(LEAST_READER)?))),
+            None => None,
+        };
         self.checks.insert(Check { endpoints, flow: None, reader, hold: None, deadline: Deadline::NONE }).ok()
     }
 
@@ -180,7 +235,7 @@ impl Checks {
         let found = reader.first.feed_datagram(&datagram.payload, now);
         self.read_bytes = self.read_bytes + reader.first.len() - before;
         reader.held.push(datagram);
-        found
+        if reader.count() { found } else { Found::NoName(Why::NoRoom) }
     }
 
     /// Notes that the flow of a check will forward the datagrams that were read.
@@ -204,7 +259,10 @@ impl Checks {
             deadline.set(None, timers, id);
             deadline.withdraw(timers, id);
         }
-        core::mem::take(&mut reader.held)
+        let held = core::mem::take(&mut reader.held);
+        // The memory shrinks, so there is enough.
+        let _ = reader.count();
+        held
     }
 
     /// Removes the reader of a check that holds no datagrams.
@@ -223,6 +281,7 @@ impl Checks {
         if reader.admitted.is_empty() {
             self.read_bytes -= reader.first.len();
             reader.first = FirstDatagrams::new(reader.claim.ech);
+            let _ = reader.count();
         }
     }
 
@@ -250,6 +309,11 @@ impl Checks {
     /// The number of checks that wait, and the number of bytes that they hold.
     pub(super) const fn waiting(&self) -> (usize, usize) {
         (self.waiting_len, self.held_bytes)
+    }
+
+    /// Memory of all readers, in bytes.
+    pub(super) fn used_memory(&self) -> usize {
+        self.quota.used()
     }
 
     /// Asserts that no state is left.

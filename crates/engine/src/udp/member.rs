@@ -26,7 +26,7 @@ use crate::{
 /// Ports of mDNS, SSDP, LLMNR and WS-Discovery.
 const PORTS: [u16; 4] = [5353, 1900, 5355, 3702];
 /// Maximum number of sockets of groups. Each socket costs a file.
-const MAX_SOCKETS: usize = 128;
+pub(super) const MAX_SOCKETS: usize = 128;
 /// Sockets of groups take at most one part in this number of the guest's share of sockets.
 const PART: usize = 4;
 /// Maximum number of used groups and ports that are remembered.

@@ -39,6 +39,7 @@ use wire::{
     udp,
 };
 
+pub use check::CheckLimits;
 pub use table::Limits;
 
 use crate::{
@@ -51,7 +52,7 @@ use crate::{
     guard::Admission,
     host::{self, Errno, Host, OutboundDatagram, QueuedError, Received, Report, SendResult, UdpSocket},
     icmp::{self, Quote},
-    idle::{Activity, Chain, Idle},
+    idle::{Activity, Chain, Idle, Links},
     memory::PayloadOf,
     nat::is_group,
     rate_limit::Load,
@@ -212,7 +213,7 @@ impl<W: World> Udp<W> {
             policy: Policy::default(),
             published: BTreeSet::new(),
             flows: FlowTable::new(limits, hash_key),
-            checks: Checks::new(hash_key),
+            checks: Checks::new(limits.checks, hash_key),
             latest: None,
             shared_ports: BTreeMap::new(),
             joined: Groups::default(),
@@ -225,6 +226,35 @@ impl<W: World> Udp<W> {
             ended: 0,
             notices: Notices::default(),
         }
+    }
+
+    /// Memory of a flow, in bytes.
+    pub(crate) const FLOW_BYTES: usize = FlowTable::BYTES + Checks::BYTES;
+    /// Memory of a socket, in bytes.
+    pub(crate) const SOCKET_BYTES: usize =
+        Flows::<Socket<UdpOf<W>>>::BYTES + Timers::<FlowId>::BYTES + 2 * Links::BYTES;
+
+    /// Number of deadlines at the limits.
+    pub(crate) const fn owners(&self) -> usize {
+        2 * self.most_flows() + self.most_sockets()
+    }
+
+    const fn most_flows(&self) -> usize {
+        self.limits.flows.most + self.limits.inbound.most + 2
+    }
+
+    const fn most_sockets(&self) -> usize {
+        self.limits.endpoints.most + self.limits.bypass.most + member::MAX_SOCKETS
+    }
+
+    /// Reserves memory for the tables at their limits. Returns false if there is none.
+    pub(crate) fn reserve(&mut self) -> bool {
+        let (flows, sockets) = (self.most_flows(), self.most_sockets());
+        self.flows.reserve(flows)
+            && self.checks.reserve(flows)
+            && self.sockets.reserve(sockets)
+            && self.endpoints.reserve_all(sockets)
+            && self.proxies.reserve_all(sockets)
     }
 
     /// Counts of the datagrams that were dropped.

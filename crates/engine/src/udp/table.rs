@@ -1,16 +1,17 @@
 //! The flows of all UDP sockets.
 
 use core::{
+    hash::BuildHasher as _,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use hashbrown::HashMap;
+use hashbrown::HashTable;
 
-use super::{RoundNumber, train::Extent};
+use super::{RoundNumber, check::CheckLimits, train::Extent};
 use crate::{
     events::{Account, How},
-    flow::{Endpoints, FlowId, Flows, HashKey, Keyed, Kind},
+    flow::{Endpoints, FlowId, Flows, HashKey, INDEX_BYTES, Keyed, Kind, reserve_index},
     host::Errno,
     idle::{Activity, Chain, Idle, Links, Timeouts},
     listing::{Lister, Page},
@@ -29,6 +30,8 @@ pub struct Limits {
     pub endpoints: Share,
     /// Sockets for clients of listeners, in the other namespace.
     pub bypass: Share,
+    /// Checks of flows that a rule by name allows.
+    pub checks: CheckLimits,
     /// Time without a datagram after which a flow ends (behaviour §7.2: 30 s).
     pub idle: Duration,
     /// The same time, for a flow with more than a request and an answer (behaviour §7.2: 120 s).
@@ -131,7 +134,9 @@ pub(super) enum Origin {
 #[derive(Debug)]
 pub(super) struct FlowTable {
     flows: Flows<Flow>,
-    by_peer: HashMap<PeerKey, FlowId, HashKey>,
+    /// The slots of `flows`, by the key on the host's side.
+    by_peer: HashTable<u32>,
+    hash_key: HashKey,
     /// The flows of each socket, as a list. The socket stores the ends of its list.
     by_socket: Links,
     /// Flows that the guest began.
@@ -145,12 +150,29 @@ impl FlowTable {
     pub(super) fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             flows: Flows::new(Kind::UdpFlow, usize::MAX, hash_key),
-            by_peer: HashMap::with_hasher(HashKey(hash_key)),
+            by_peer: HashTable::new(),
+            hash_key: HashKey(hash_key),
             by_socket: Links::default(),
             own: Idle::new(Some(limits.timeouts())),
             inbound: Idle::new(Some(limits.timeouts())),
             limits,
         }
+    }
+
+    /// Memory of a flow, in bytes, without its check: its slot, its deadline, the index of the host's side, and its places
+    /// in two lists, each of which has the slots of all flows.
+    pub(super) const BYTES: usize =
+        Flows::<Flow>::BYTES + Timers::<FlowId>::BYTES + INDEX_BYTES + 3 * Links::BYTES;
+
+    /// Reserves memory for `flows` flows. Returns false if there is none.
+    pub(super) fn reserve(&mut self, flows: usize) -> bool {
+        let Self { flows: table, by_peer, hash_key, by_socket, own, inbound, .. } = self;
+        let hash = |index| table.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
+        reserve_index(by_peer, flows, hash)
+            && by_socket.reserve_all(flows)
+            && own.reserve_all(flows)
+            && inbound.reserve_all(flows)
+            && table.reserve(flows)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -162,7 +184,8 @@ impl FlowTable {
     }
 
     pub(super) fn find_peer(&self, key: &PeerKey) -> Option<FlowId> {
-        self.by_peer.get(key).copied()
+        let same = |&index: &u32| self.flows.at(index).is_some_and(|(_, flow)| flow.peer_key() == *key);
+        self.flows.id_at(*self.by_peer.find(self.hash_key.hash_one(key), same)?)
     }
 
     pub(super) fn get(&self, id: FlowId) -> Option<&Flow> {
@@ -188,12 +211,16 @@ impl FlowTable {
     ) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let index = self.flows.next_timed_id(timers)?.index();
-        self.by_peer.try_reserve(1).ok()?;
+        let Self { flows, by_peer, hash_key, .. } = self;
+        let rehash = |&index: &u32| flows.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
+        by_peer.try_reserve(1, rehash).ok()?;
         if !self.by_socket.reserve(index) || !self.idle(begun).reserve(index) {
             return None;
         }
         let id = self.flows.insert(flow).ok()?;
-        self.by_peer.insert(key, id);
+        let Self { flows, by_peer, hash_key, .. } = self;
+        let rehash = |&index: &u32| flows.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
+        by_peer.insert_unique(hash_key.hash_one(key), id.index(), rehash);
         self.by_socket.push(socket, id.index());
         self.idle(begun).join(id);
         Some(id)
@@ -299,7 +326,10 @@ impl FlowTable {
     ) -> Option<FlowId> {
         let mut flow = self.flows.remove(id)?;
         flow.account.close(how);
-        self.by_peer.remove(&flow.peer_key());
+        let hash = self.hash_key.hash_one(flow.peer_key());
+        if let Ok(entry) = self.by_peer.find_entry(hash, |&index| index == id.index()) {
+            entry.remove();
+        }
         self.by_socket.unlink(socket, id.index());
         self.idle(flow.begun).leave(id, &mut flow.activity, timers);
         flow.check

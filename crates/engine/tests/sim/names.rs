@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use engine::{
     events::{How, Refused},
-    guard::{Guard, Mode},
+    guard::{Guard, Limits, Mode},
     policy::{Policy, spec},
     rate_limit::RateLimit,
     timer::Instant,
@@ -27,12 +27,17 @@ const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 const DATA: &str = ". ack 1 win 512";
 
 fn guard(rules: &str, audit: bool) -> Guard {
+    guard_within(Limits::default(), rules, audit)
+}
+
+fn guard_within(limits: Limits, rules: &str, audit: bool) -> Guard {
     let file = spec::parse_file(rules).unwrap();
     let mut guard = Guard::new(
         Policy::new(file.rules, file.default).unwrap(),
         Mode { audit, ..Mode::default() },
         [1; 16],
     );
+    guard.limit(limits);
     let names = guard.names_mut().unwrap();
     for name in [ALLOWED, OTHER] {
         assert!(names.learn("203.0.113.9".parse().unwrap(), name, 300, Instant::from_micros(0)));
@@ -146,6 +151,23 @@ fn a_hello_in_segments_is_sent_when_its_name_is_known() {
             say(&mut script, at * 1000, part);
         }
         assert_open(&mut script, &hello);
+    }
+}
+
+/// First bytes are parsed in a bounded amount of memory. A connection for which there is not enough is refused.
+#[test]
+fn first_bytes_without_memory_are_refused() {
+    let hello = tls(ALLOWED);
+    let enough = 3 * hello.len();
+    for first_bytes in [enough, enough - 1] {
+        let limits = Limits { first_bytes, ..Limits::default() };
+        let mut script = connected_to(443, guard_within(limits, "allow *.example.org:443", false));
+        say(&mut script, 0, &hello);
+        if first_bytes == enough {
+            assert_open(&mut script, &hello);
+        } else {
+            assert_reset(&mut script);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use engine::{
-    guard::{Guard, Mode},
+    guard::{Guard, Limits, Mode},
     policy::{Policy, spec},
 };
 use testkit::message::{Data::Bytes, Message, name};
@@ -20,12 +20,17 @@ const DATA: &str = ". ack 1 win 512";
 
 /// The guest has opened a connection to port 53 of an address that is not a resolver.
 fn connected(rules: &str) -> Script {
+    connected_within(Limits::default(), rules)
+}
+
+fn connected_within(limits: Limits, rules: &str) -> Script {
     let file = spec::parse_file(rules).unwrap();
     let mut script = Script::new();
     script.resolvers("198.51.100.53", &["192.0.2.1", "192.0.2.2"]);
     script.remote = "203.0.113.9:53".parse().unwrap();
     *script.stack.guard_mut() =
         Guard::new(Policy::new(file.rules, file.default).unwrap(), Mode::default(), [1; 16]);
+    script.stack.guard_mut().limit(limits);
     open(&mut script);
     script
 }
@@ -112,6 +117,30 @@ fn a_question_is_asked_of_the_hosts_resolver_over_tcp() {
     let names = script.stack.guard_mut().names_mut().unwrap();
     let now = engine::timer::Instant::from_micros(0);
     assert_eq!(names.lookup("203.0.113.7".parse().unwrap(), now).collect::<Vec<_>>(), [NAME]);
+}
+
+/// Queries and answers over TCP have a bounded amount of memory. Without it, a server counts as failed, and the connection
+/// ends.
+#[test]
+fn without_memory_for_answers_the_connection_ends() {
+    for answers in [0, 40] {
+        let mut script = connected_within(Limits { answers, ..Limits::default() }, "allow files.example");
+        let asks = framed(&query(7, NAME));
+        say(&mut script, 0, &asks);
+        if answers > asks.len() {
+            // There is memory for the query, but not for the answer of a server. The other server is silent.
+            let id = asked(&mut script, NAME);
+            assert_eq!(script.host.peers.len(), 1);
+            script.peer().say(&framed(&answer(id, NAME)));
+            script.settle();
+            asked(&mut script, NAME);
+            script.pass(Duration::from_secs(11));
+        }
+        assert_eq!(script.host.peers.len(), 2);
+        let heard = script.heard();
+        assert!(heard.last().unwrap().0.contains(Flags::RST), "{heard:?}");
+        assert!(script.stack.tcp().is_empty() && script.stack.dns().is_empty());
+    }
 }
 
 /// Several questions in one stream (RFC 7766 §6.2.1.1), which is cut at any position. A refused question is answered at

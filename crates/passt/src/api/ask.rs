@@ -17,6 +17,7 @@ use wire::ethernet::Mac;
 
 use super::filter::Filter;
 use crate::budgets::Budgets;
+use crate::budgets::memory::Api as Limits;
 use crate::link::live::Live;
 use control::edit::Change;
 use control::message::Announced;
@@ -32,6 +33,8 @@ pub(crate) struct About {
     pub(crate) guest: String,
     /// The process ID, as the caller of the program sees it.
     pub(crate) pid: u32,
+    /// The limits of this thread.
+    pub(crate) limits: Limits,
 }
 
 /// A question to the thread that handles packets. It answers one in each round.
@@ -232,6 +235,8 @@ pub(crate) struct Counts {
     pub(crate) names: (usize, u64),
     /// Neighbours of the host.
     pub(crate) neighbours: usize,
+    /// Number of flows that were not reported, since there was no room.
+    pub(crate) unreported: u64,
     /// Files, by class.
     pub(crate) files: Vec<Files>,
     /// Memory of TCP's receive queues, in bytes.

@@ -57,7 +57,8 @@ pub(super) struct Sink {
 }
 
 impl Sink {
-    /// The capture that a request describes, for the link and for this thread. `wake` is the eventfd of this thread.
+    /// The capture that a request describes, for the link and for this thread. `wake` is the eventfd of this thread. At most
+    /// `most` bytes wait for it.
     ///
     /// # Errors
     /// An argument is invalid, or the descriptor can't be used.
@@ -67,6 +68,7 @@ impl Sink {
         file: Option<OwnedFd>,
         wake: Arc<OwnedFd>,
         epoll: Arc<OwnedFd>,
+        most: usize,
     ) -> Result<(Live, Self), Failure> {
         let Arguments { protocol, address, port } = request.arguments()?;
         let filter = Filter {
@@ -85,7 +87,7 @@ impl Sink {
             epoll::add(&epoll, &file, EventData::new_u64(WORD), EventFlags::empty())
                 .map_err(|_| Failure::new("refused", "capture.start: the descriptor can't be watched"))?;
         }
-        let (live, reader) = live(filter, wake);
+        let (live, reader) = live(filter, wake, most);
         let mut batch = Batch::default();
         pcap::write_header(&mut batch.bytes).map_err(|error| Failure::new("refused", error.to_string()))?;
         let sink = Self {
@@ -229,7 +231,8 @@ mod tests {
     fn start(file: impl Into<OwnedFd>) -> Result<(Live, Sink, Arc<OwnedFd>), Failure> {
         let wake = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
         let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
-        let (live, sink) = Sink::new(&request(json!({})), 9, Some(file.into()), wake, epoll.clone())?;
+        let (live, sink) =
+            Sink::new(&request(json!({})), 9, Some(file.into()), wake, epoll.clone(), 1 << 20)?;
         Ok((live, sink, epoll))
     }
 
@@ -242,7 +245,8 @@ mod tests {
             assert_eq!(start(file).unwrap_err().code, "refused");
         }
         let wake = Arc::new(OwnedFd::from(write));
-        let new = |arguments, file| Sink::new(&request(arguments), 9, file, wake.clone(), wake.clone());
+        let new =
+            |arguments, file| Sink::new(&request(arguments), 9, file, wake.clone(), wake.clone(), 1 << 20);
         assert!(new(json!({}), None).unwrap_err().message.contains("SCM_RIGHTS"));
         for arguments in
             [json!({ "port": 70000 }), json!({ "protocol": "sctp" }), json!({ "state": "closing" })]

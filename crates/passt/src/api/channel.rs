@@ -28,6 +28,8 @@ struct Shared {
     over: AtomicBool,
     /// Number of events in the ring.
     queued: AtomicUsize,
+    /// Memory of the events in the ring, in bytes.
+    bytes: AtomicUsize,
     /// Number of events that were lost because the ring was full, and were not reported yet.
     lost: AtomicU64,
 }
@@ -41,6 +43,8 @@ pub(crate) struct Batch {
     pub(super) now: Instant,
     /// The events.
     pub(super) content: Content,
+    /// Memory of the events, in bytes.
+    bytes: usize,
 }
 
 /// The content of a batch.
@@ -68,6 +72,29 @@ impl Content {
             Self::Note(_) => 1,
         }
     }
+
+    /// Removes the last events, so that at most `most` are left, which use at most `most_bytes` bytes. Returns the memory of
+    /// what is left, in bytes.
+    fn cut(&mut self, most: usize, most_bytes: usize) -> usize {
+        match self {
+            Self::Flows(events) => {
+                let (mut count, mut bytes) = (0, 0);
+                for event in events.iter().take(most) {
+                    let more = event.bytes();
+                    if bytes + more > most_bytes {
+                        break;
+                    }
+                    (count, bytes) = (count + 1, bytes + more);
+                }
+                events.truncate(count);
+                if events.capacity() > 2 * count {
+                    events.shrink_to_fit();
+                }
+                bytes
+            }
+            Self::Note(Note::Rules(text) | Note::Policy(text)) => text.capacity(),
+        }
+    }
 }
 
 /// The end of the API thread.
@@ -88,6 +115,8 @@ pub(crate) struct ShardEnd {
     asks: Receiver<Ask>,
     answers: SyncSender<Answer>,
     batches: SyncSender<Batch>,
+    /// Maximum memory of the events in the ring, in bytes.
+    most_bytes: usize,
     shared: Arc<Shared>,
     wake: Arc<OwnedFd>,
     other: Arc<OwnedFd>,
@@ -95,11 +124,11 @@ pub(crate) struct ShardEnd {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Creates a channel.
+/// Creates a channel. The events in its ring use at most `most_bytes` bytes.
 ///
 /// # Errors
 /// The kernel refuses a descriptor.
-pub(super) fn channel() -> io::Result<(ApiEnd, ShardEnd)> {
+pub(super) fn channel(most_bytes: usize) -> io::Result<(ApiEnd, ShardEnd)> {
     let eventfd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Arc::new);
     let (api, shard) = (eventfd()?, eventfd()?);
     let (asks, asked) = sync_channel(1);
@@ -114,7 +143,10 @@ pub(super) fn channel() -> io::Result<(ApiEnd, ShardEnd)> {
         wake: api.clone(),
         other: shard.clone(),
     };
-    Ok((api_end, ShardEnd { asks: asked, answers, batches, shared, wake: shard, other: api, thread: None }))
+    Ok((
+        api_end,
+        ShardEnd { asks: asked, answers, batches, most_bytes, shared, wake: shard, other: api, thread: None },
+    ))
 }
 
 /// Makes an eventfd readable. This fails only if it is readable already.
@@ -153,6 +185,7 @@ impl ApiEnd {
     pub(super) fn batch(&self) -> Option<Batch> {
         let batch = self.batches.try_recv().ok()?;
         self.shared.queued.fetch_sub(batch.content.len(), Ordering::Relaxed);
+        self.shared.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
         Some(batch)
     }
 
@@ -211,16 +244,16 @@ impl ShardEnd {
         }
         let room = MAX_QUEUED.saturating_sub(shared.queued.load(Ordering::Relaxed));
         let all = content.len();
-        if let Content::Flows(events) = &mut content {
-            events.truncate(room);
-        }
+        let bytes = content.cut(room, self.most_bytes.saturating_sub(shared.bytes.load(Ordering::Relaxed)));
         let len = content.len();
         let mut lost = all - len;
         if len > 0 {
             // The count comes first: the other thread may take the batch at once.
             shared.queued.fetch_add(len, Ordering::Relaxed);
-            if self.batches.try_send(Batch { time, now, content }).is_err() {
+            shared.bytes.fetch_add(bytes, Ordering::Relaxed);
+            if self.batches.try_send(Batch { time, now, content, bytes }).is_err() {
                 shared.queued.fetch_sub(len, Ordering::Relaxed);
+                shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 lost += len;
             }
         }
@@ -258,7 +291,7 @@ mod tests {
     /// The ring is bounded by batches and by events. What was lost is counted once.
     #[test]
     fn events_beyond_the_bounds_are_counted() {
-        let (api, shard) = channel().unwrap();
+        let (api, shard) = channel(usize::MAX).unwrap();
         let now = Instant::from_micros(0);
         shard.publish(note(), 0.0, now);
         assert!(api.batch().is_none(), "nobody is subscribed");
@@ -284,11 +317,23 @@ mod tests {
         assert_eq!(taken, MAX_QUEUED);
         shard.publish(many(1), 0.0, now);
         assert!(api.batch().is_some() && api.lost() == 0);
+
+        // With a budget, the memory of the events counts, too.
+        let (api, shard) = channel(3 * refusal().bytes()).unwrap();
+        api.subscribe(true);
+        shard.publish(many(2), 0.0, now);
+        shard.publish(many(2), 0.0, now);
+        assert_eq!(
+            (api.batch().unwrap().content.len(), api.batch().unwrap().content.len(), api.lost()),
+            (2, 1, 1)
+        );
+        shard.publish(many(4), 0.0, now);
+        assert_eq!((api.batch().unwrap().content.len(), api.lost()), (3, 1));
     }
 
     #[test]
     fn one_ask_at_a_time() {
-        let (api, shard) = channel().unwrap();
+        let (api, shard) = channel(usize::MAX).unwrap();
         assert!(shard.next().is_none() && api.answer().is_none());
         assert!(api.ask(Ask::Counts));
         assert!(!api.ask(Ask::Rules), "the first one was not taken yet");

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
 use super::line;
-use super::{MAX_EVENTS, MAX_REQUEST, MAX_UNREAD};
+use super::{MAX_REQUEST, MAX_UNREAD};
 use crate::errno::retry;
 
 /// Maximum number of bytes that one system call receives.
@@ -38,6 +38,8 @@ pub(super) struct Client {
     sent: usize,
     /// Events that are sent after `output`.
     events: Vec<u8>,
+    /// Maximum length of `events`.
+    most_events: usize,
     /// Number of events that were lost after those in `events`.
     lost: u64,
     /// The kinds of events to which the client is subscribed.
@@ -56,8 +58,8 @@ pub(super) enum Line {
 }
 
 impl Client {
-    /// A client that has sent nothing yet. Its socket must be non-blocking.
-    pub(super) fn new(socket: OwnedFd) -> Self {
+    /// A client that has sent nothing yet. Its socket must be non-blocking. At most `most_events` bytes of events wait for it.
+    pub(super) fn new(socket: OwnedFd, most_events: usize) -> Self {
         Self {
             socket,
             input: Vec::new(),
@@ -69,6 +71,7 @@ impl Client {
             output: Vec::new(),
             sent: 0,
             events: Vec::new(),
+            most_events,
             lost: 0,
             subscribed: 0,
             watched: EventFlags::IN,
@@ -164,7 +167,7 @@ impl Client {
 
     /// Adds the line of an event. If the client has not read enough, the event is lost, and counted.
     pub(super) fn report(&mut self, line: &str) {
-        if self.lost > 0 || self.events.len() + line.len() > MAX_EVENTS {
+        if self.lost > 0 || self.events.len() + line.len() > self.most_events {
             self.lost += 1;
         } else {
             self.events.extend_from_slice(line.as_bytes());
@@ -233,11 +236,14 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::budgets::memory::Api as Limits;
+
+    const MAX_EVENTS: usize = Limits::DEFAULT.events;
 
     fn pair() -> (UnixStream, Client) {
         let (theirs, ours) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (theirs, Client::new(ours.into()))
+        (theirs, Client::new(ours.into(), MAX_EVENTS))
     }
 
     fn whole(line: &str) -> Option<Line> {

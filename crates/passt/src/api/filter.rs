@@ -88,7 +88,13 @@ mod tests {
         let basis = Basis { rule: None, names };
         Listed {
             id: FlowId::from_bits(1 << 56).unwrap(),
-            flow: Arc::new(Flow { number: 7, begun: Instant::from_micros(0), start, basis }),
+            flow: Arc::new(Flow {
+                number: 7,
+                begun: Instant::from_micros(0),
+                start,
+                basis,
+                memory: Default::default(),
+            }),
             name: Some("cdn.example.net".into()),
             state: State::Established,
             idle: None,

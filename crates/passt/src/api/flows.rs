@@ -7,14 +7,15 @@ use std::time::Duration;
 use engine::flow::Protocol;
 use engine::forward::spec::Direction;
 use engine::listing::{Detail, Listed, State};
+use engine::quota::allocation;
 use engine::timer::Instant;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::MAX_LIST;
 use super::ask::{Answer, Ask, Place, SLOTS};
 use super::filter::Filter;
 use super::line::{Failure, Outcome};
+use crate::budgets::memory::Api as Limits;
 use crate::flow_log::{Line, seconds};
 
 /// Number of flows in a list, unless the client asks for another one.
@@ -61,6 +62,9 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Memory of a flow in a list, in bytes, without that of the [flow](engine::events::Flow::memory): with the name of a server.
+pub(crate) const ROW_BYTES: usize = size_of::<Row>() + allocation(253);
+
 /// A flow of a list that is not sorted yet.
 #[derive(Debug)]
 struct Row {
@@ -85,6 +89,8 @@ pub(super) struct List {
     sort: Option<Key>,
     ascending: bool,
     limit: usize,
+    /// Length of the text at which the list stops.
+    most: usize,
     /// The place of the next flows.
     place: Place,
     /// The flows of a sorted list that are not text yet.
@@ -105,11 +111,11 @@ pub(super) struct List {
 }
 
 impl List {
-    /// The list that the arguments of a request describe.
+    /// The list that the arguments of a request describe, within these limits.
     ///
     /// # Errors
     /// An argument is invalid.
-    pub(super) fn new(request: &super::line::Request) -> Result<Self, Failure> {
+    pub(super) fn new(request: &super::line::Request, limits: &Limits) -> Result<Self, Failure> {
         let arguments: Arguments = request.arguments()?;
         let sort = arguments.sort.as_deref().map(|name| find("sort", &KEYS, name)).transpose()?;
         let limit = arguments.limit.unwrap_or(DEFAULT_LIMIT);
@@ -128,7 +134,11 @@ impl List {
         }
         let (sort, detail) = sort.unzip();
         let detail = detail.unwrap_or(Detail::Sockets);
-        Ok(Self { sort, ascending, limit, place, ..Self::of(filter(arguments)?, detail) })
+        let (most, limit) = match sort {
+            Some(_) => (limits.list, limit.min(limits.rows)),
+            None => (limits.list, limit),
+        };
+        Ok(Self { sort, ascending, limit, most, place, ..Self::of(filter(arguments)?, detail) })
     }
 
     /// A list of flows for the program itself, which takes them from the answers.
@@ -139,6 +149,7 @@ impl List {
             sort: None,
             ascending: false,
             limit: MAX_LIMIT,
+            most: Limits::DEFAULT.list,
             place: Place::FIRST,
             rows: Vec::new(),
             sorted: false,
@@ -165,7 +176,7 @@ impl List {
     pub(super) fn ahead(&mut self, answer: &Answer) -> Option<Ask> {
         match answer {
             Answer::Flows { flows, next: Some(next), .. } => {
-                let has_room = self.count + flows.len() <= self.limit && self.text.len() < MAX_LIST;
+                let has_room = self.count + flows.len() <= self.limit && self.text.len() < self.most;
                 (self.sort.is_some() || has_room).then(|| Ask::Flows(*next, self.filter.clone(), self.detail))
             }
             Answer::Complete { .. } if !self.rows.is_empty() => Some(self.ask()),
@@ -231,7 +242,7 @@ impl List {
     /// Adds the text of a flow. Returns false if the list is full. Flows in the same place (pings to several
     /// destinations) are not separated: the place of the next part is a slot.
     fn write(&mut self, listed: &Listed, age: Duration, place: Option<Place>) -> bool {
-        let is_full = self.count >= self.limit || self.text.len() >= MAX_LIST;
+        let is_full = self.count >= self.limit || self.text.len() >= self.most;
         if is_full && (place.is_none() || place != self.last) {
             self.more = true;
             return false;

@@ -9,7 +9,6 @@ use engine::listing::Detail;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::MAX_LIST;
 use super::ask::{About, Answer, Ask};
 use super::capture::Sink;
 use super::filter::Filter;
@@ -144,9 +143,8 @@ impl Job {
             "stats" => plain(request, Ask::Counts),
             "rules" => plain(request, Ask::Rules),
             "neighbours" => plain(request, Ask::Neighbours),
-            "flows" => {
-                List::new(request).map(|mut list| (Step::Ask(list.ask()), Self::Flows(Box::new(list))))
-            }
+            "flows" => List::new(request, &about.limits)
+                .map(|mut list| (Step::Ask(list.ask()), Self::Flows(Box::new(list)))),
             "flow.end" => end(request),
             "metrics" => request.arguments().and_then(|Nothing {}| metrics(Wrapping::Json)),
             "rules.add" => change(request, false, Change::Add),
@@ -244,7 +242,7 @@ impl Job {
                 rules.extend_from_slice(&part.rules);
                 let len: usize = rules.iter().map(|rule| rule.len() + 3).sum();
                 if rules.len() > before
-                    && len < MAX_LIST
+                    && len < cx.about.limits.list
                     && part.all.is_some_and(|all| *first + rules.len() < all)
                 {
                     return Step::Ask(Ask::Policy(*first + rules.len()));
@@ -255,7 +253,9 @@ impl Job {
                 Ok(route) => results::route(protocol, remote, &route),
                 Err(reason) => Err(Failure::new("refused", reason)),
             },
-            (Self::Names(text), Answer::Names(known, next)) => return add_names(text, &known, next),
+            (Self::Names(text), Answer::Names(known, next)) => {
+                return add_names(text, &known, next, cx.about.limits.list);
+            }
             (_, _) => Err(Failure::new("internal", "the answer does not belong to the request")),
         };
         Step::Done(outcome)
@@ -362,8 +362,9 @@ fn why(request: &Request) -> Begun {
     Ok((Step::Ask(Ask::Why { protocol, guest, remote }), Job::Why(word, address.to_string())))
 }
 
-fn add_names(text: &mut String, known: &[engine::names::Known], next: Option<u32>) -> Step {
-    let has_room = known.iter().fold(true, |_, known| results::add_names(text, known));
+fn add_names(text: &mut String, known: &[engine::names::Known], next: Option<u32>, most: usize) -> Step {
+    known.iter().for_each(|known| results::add_names(text, known));
+    let has_room = text.len() < most;
     match next {
         Some(next) if has_room => Step::Ask(Ask::Names(next)),
         next => {

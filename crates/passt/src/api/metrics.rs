@@ -166,7 +166,7 @@ impl Scrape {
         text.sample("passt_files_pool", &[], budgets.pool);
         text.family("passt_flows_limit", "gauge", "Maximum number of flows, by what begins them.");
         for (protocol, direction, most) in [
-            ("tcp", "both", budgets.local_connections()),
+            ("tcp", "both", budgets.memory.connections),
             ("udp", "outbound", budgets.flows.most),
             ("udp", "inbound", budgets.inbound.most),
         ] {
@@ -184,6 +184,12 @@ impl Scrape {
             "Names that were not learned, since there was no room.",
         );
         text.sample("passt_names_not_learned_total", &[], counts.names.1);
+        text.family(
+            "passt_flows_not_reported",
+            "counter",
+            "Flows that are missing in the flow log and at the API socket, since there was no room.",
+        );
+        text.sample("passt_flows_not_reported_total", &[], counts.unreported);
         text.family("passt_neighbours", "gauge", "Neighbours of the host that are known.");
         text.sample("passt_neighbours", &[], counts.neighbours);
     }
@@ -247,6 +253,7 @@ mod tests {
 
     use super::*;
     use crate::api::ask::Files;
+    use crate::budgets::memory::Api as Limits;
     use crate::budgets::resources::Resources;
     use crate::budgets::{Budgets, Needs};
 
@@ -263,13 +270,15 @@ mod tests {
             refusals: 0,
             names: (0, 0),
             neighbours: 0,
+            unreported: 0,
             files: vec![Files { class: "tcp_out", open: 0, reserved: 0 }],
             queue_memory: 0,
             budgets,
             ended: Default::default(),
             lag: Lag::default(),
         };
-        let about = About { program: "pasta", link: "tap", guest: String::new(), pid: 1 };
+        let about =
+            About { program: "pasta", link: "tap", guest: String::new(), pid: 1, limits: Limits::DEFAULT };
         Scrape::new(counts).finish(format, &about, &mut Shown::default())
     }
 

@@ -9,7 +9,6 @@ use engine::names::Known;
 use serde_json::{Value, json};
 use wire::ethernet::Mac;
 
-use super::MAX_LIST;
 use super::ask::{self, About, Counts, PolicyPart, Present, Route};
 use super::line::Outcome;
 use crate::flow_log::seconds;
@@ -237,8 +236,8 @@ fn outcome(last: &ask::Outcome) -> Value {
     outcome
 }
 
-/// Appends an address of the list of names. Returns false if the list is long enough.
-pub(super) fn add_names(text: &mut String, known: &Known) -> bool {
+/// Appends an address of the list of names.
+pub(super) fn add_names(text: &mut String, known: &Known) {
     let names: Vec<Value> =
         known.names.iter().map(|(name, ttl)| json!({ "name": name, "seconds": ttl })).collect();
     let entry = json!({ "address": known.address, "names": names, "flows": known.flows });
@@ -246,7 +245,6 @@ pub(super) fn add_names(text: &mut String, known: &Known) -> bool {
         text.push(',');
     }
     text.push_str(&entry.to_string());
-    text.len() < MAX_LIST
 }
 
 /// The result of `neighbours`.

@@ -242,7 +242,7 @@ impl Server {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        let client = Client::new(socket);
+        let client = Client::new(socket, self.about.limits.events);
         match epoll::add(&self.epoll, &client, EventData::new_u64(self.next), client.watched) {
             Ok(()) => {
                 log::debug!("client {} of the API socket", self.next);
@@ -266,7 +266,7 @@ impl Server {
 
     /// Passes events on to the clients that are subscribed to them.
     fn distribute(&mut self) {
-        while let Some(Batch { time, now, content }) = self.end.batch() {
+        while let Some(Batch { time, now, content, .. }) = self.end.batch() {
             match content {
                 Content::Flows(events) => {
                     for event in &events {
@@ -382,7 +382,8 @@ impl Server {
         if self.capture.is_some() {
             return Err(Failure::new("refused", "there is a capture already"));
         }
-        let (live, sink) = Sink::new(request, word, file, self.end.wake(), self.epoll.clone())?;
+        let (live, sink) =
+            Sink::new(request, word, file, self.end.wake(), self.epoll.clone(), self.about.limits.capture)?;
         self.capture = Some(sink);
         Ok(Box::new(live))
     }

@@ -64,9 +64,9 @@ pub(crate) fn start(
     Start { entry, metrics, about, files }: Start,
     drop_rights: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<(ShardEnd, Ready)> {
-    let (end, mut shard) = channel().context("can't make an eventfd for the API socket")?;
+    let (end, mut shard) = channel(about.limits.ring).context("can't make an eventfd for the API socket")?;
     let others = if metrics.is_some() { OWN_FILES + METRICS_FILES } else { OWN_FILES };
-    let most = files.saturating_sub(others).clamp(1, MAX_CLIENTS);
+    let most = files.saturating_sub(others).clamp(1, MAX_CLIENTS).min(about.limits.clients);
     let mut server = Server::new(entry, metrics, end, about, most).context("can't watch the API socket")?;
     let (ready, started) = report();
     let run = move || {

@@ -18,6 +18,7 @@ use super::ask::{Place, SLOTS};
 use super::channel::{Content, Note, ShardEnd, channel};
 use super::server::Server;
 use super::{About, Answer, Ask, Entry, budget};
+use crate::budgets::memory::Api as Limits;
 use crate::io::unix_socket;
 
 /// A server, and the channel to it.
@@ -37,8 +38,9 @@ impl World {
     fn new(most: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let entry = Entry::at(unix_socket::listen_at(&folder.path().join("s"))).unwrap();
-        let (end, shard) = channel().unwrap();
-        let about = About { program: "pasta", link: "tap", guest: String::new(), pid: 1 };
+        let (end, shard) = channel(usize::MAX).unwrap();
+        let about =
+            About { program: "pasta", link: "tap", guest: String::new(), pid: 1, limits: Limits::DEFAULT };
         let server = Server::new(Some(entry), None, end, about, most).unwrap();
         Self { folder, server, shard, asks: 0, flows: 0, looked_at: Vec::new() }
     }
@@ -124,7 +126,7 @@ fn listed(slot: u32) -> Listed {
     let (number, begun) = (u64::from(slot) + 1, Instant::from_micros(slot.into()));
     Listed {
         id: FlowId::from_bits(1 << 56 | u64::from(slot)).unwrap(),
-        flow: Flow { number, begun, start, basis: Basis::default() }.into(),
+        flow: Flow { number, begun, start, basis: Basis::default(), memory: Default::default() }.into(),
         name: None,
         state: State::Established,
         idle: Some(Duration::from_micros(slot.into())),

@@ -3,6 +3,9 @@
 //! The code that opens such a file takes a permit first, and keeps the permit together with the file. Each class has a
 //! reserve that no other class can use. When the reserve is used up, every class except pipes takes files from a common
 //! pool. So the sum never exceeds the budgets. The order in which files are opened does not matter.
+//!
+//! With a budget of memory, the number of members is limited in the same way: the two directions of TCP connections share a
+//! number, and each has a reserve.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -13,6 +16,10 @@ use engine::timer::Instant;
 use rustix::io::Errno;
 
 use super::Budgets;
+use super::memory::Limits;
+
+/// The part of the members that each of two classes has for itself.
+const RESERVE: usize = 8;
 
 /// The purpose of open files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +62,27 @@ impl Class {
         }
     }
 
+    /// The other class with which this one shares a number of members.
+    const fn partner(self) -> Option<Self> {
+        match self {
+            Self::Outgoing => Some(Self::Incoming),
+            Self::Incoming => Some(Self::Outgoing),
+            Self::LocalOut => Some(Self::LocalIn),
+            Self::LocalIn => Some(Self::LocalOut),
+            Self::Listener | Self::Pipe => None,
+        }
+    }
+
+    /// Maximum number of members of the class and its partner.
+    const fn most(self, memory: &Limits) -> usize {
+        match self {
+            Self::Outgoing | Self::Incoming if memory.bounded => memory.connections,
+            Self::LocalOut | Self::LocalIn if memory.bounded => memory.local_connections,
+            Self::Listener => memory.listeners,
+            Self::Outgoing | Self::Incoming | Self::LocalOut | Self::LocalIn | Self::Pipe => usize::MAX,
+        }
+    }
+
     /// Whether the class may use the pool.
     const fn uses_pool(self) -> bool {
         !matches!(self, Self::Pipe)
@@ -78,6 +106,7 @@ pub struct Ledger {
     accounts: [Rc<Account>; Class::ALL.len()],
     pool: usize,
     bound: Bound,
+    memory: Limits,
     start: Clock,
     /// Limits how often [`Ledger::report_exhaustion`] logs.
     exhausted: RefCell<Notice>,
@@ -113,7 +142,7 @@ impl Ledger {
     /// A ledger with no file in use.
     #[must_use]
     pub fn new(budgets: &Budgets) -> Rc<Self> {
-        let Budgets { tcp_out, tcp_in, local_tcp, listeners, pipes, pool, bound, .. } = *budgets;
+        let Budgets { tcp_out, tcp_in, local_tcp, listeners, pipes, pool, bound, memory, .. } = *budgets;
         let reserves = [tcp_out, tcp_in, local_tcp, local_tcp, listeners, pipes];
         let account = |class: Class| {
             let reserve = reserves[class as usize];
@@ -123,6 +152,7 @@ impl Ledger {
             accounts: Class::ALL.map(account),
             pool,
             bound,
+            memory,
             start: Clock::now(),
             exhausted: RefCell::default(),
         })
@@ -135,15 +165,27 @@ impl Ledger {
         let borrowed = account.borrowed(class.files());
         let fits =
             borrowed == 0 || class.uses_pool() && self.borrowed_by_others(class) + borrowed <= self.pool;
-        if fits {
+        let has_memory = self.has_memory(class);
+        if fits && has_memory {
             return Some(self.take_anyway(class));
         }
+        let bound = if has_memory { self.bound } else { Bound::Budget };
         if let Some(refused) = class.refused()
             && account.notice.borrow_mut().is_due(self.now())
         {
-            log::warn!("{refused}: {} are open{}", account.used.get() / class.files(), self.bound);
+            log::warn!("{refused}: {} are open{}", account.used.get() / class.files(), bound);
         }
         None
+    }
+
+    /// Whether the budget of memory has room for one more member of the class. Each class of two has an eighth that the
+    /// other one can't use.
+    fn has_memory(&self, class: Class) -> bool {
+        let most = class.most(&self.memory);
+        let members = |class: Class| self.account(class).used.get() / class.files();
+        let reserve = most / RESERVE;
+        let partner = class.partner().map_or(0, |partner| members(partner).max(reserve));
+        members(class).saturating_add(partner) < most
     }
 
     /// Returns a permit for a file that is open already. The file is counted even if the budget is then exceeded.
@@ -159,7 +201,14 @@ impl Ledger {
     #[must_use]
     pub fn spare_listeners(&self) -> usize {
         let borrowed: usize = self.accounts.iter().map(|account| account.borrowed(0)).sum();
-        self.pool.saturating_sub(borrowed) / 2
+        let members = self.account(Class::Listener).used.get();
+        (self.pool.saturating_sub(borrowed) / 2).min(self.memory.listeners.saturating_sub(members))
+    }
+
+    /// Maximum number of listening sockets.
+    #[must_use]
+    pub const fn most_listeners(&self) -> usize {
+        self.memory.listeners
     }
 
     /// Logs that the kernel had no file or memory for a flow, at most once a minute.
@@ -238,6 +287,24 @@ mod tests {
     fn pipes_never_take_from_the_pool() {
         let budgets = budgets(1024, 0);
         assert_eq!(all(&Ledger::new(&budgets), Class::Pipe).len(), budgets.pipes / 2);
+    }
+
+    /// With a budget of memory, one direction of connections can't use the memory of the other one, nor that of others.
+    #[test]
+    fn members_within_a_budget_of_memory() {
+        let memory =
+            Limits { bounded: true, connections: 80, local_connections: 16, listeners: 5, ..Limits::DEFAULT };
+        let budgets = budgets(1 << 16, 0).within(&memory);
+        let ledger = Ledger::new(&budgets);
+        let outgoing = all(&ledger, Class::Outgoing);
+        assert_eq!(outgoing.len(), 70);
+        let incoming = all(&ledger, Class::Incoming);
+        assert_eq!(incoming.len(), 10);
+        assert_eq!(all(&ledger, Class::LocalIn).len(), 14);
+        assert_eq!((ledger.spare_listeners(), all(&ledger, Class::Listener).len()), (5, 5));
+        drop((outgoing, incoming));
+        let incoming = all(&ledger, Class::Incoming);
+        assert_eq!((incoming.len(), all(&ledger, Class::Outgoing).len()), (70, 10));
     }
 
     /// Files in excess of the budget are counted, and can be returned.

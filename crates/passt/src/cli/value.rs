@@ -30,6 +30,17 @@ pub(super) fn number(value: &OsStr) -> Option<u64> {
     u64::from_str_radix(digits, base).ok()
 }
 
+/// A number of bytes: decimal, with an optional suffix `K`, `M` or `G` for powers of 1024.
+pub(super) fn size(value: &OsStr) -> Option<u64> {
+    const SUFFIXES: [(&[char], u32); 3] = [(&['K', 'k'], 10), (&['M', 'm'], 20), (&['G', 'g'], 30)];
+    let text = value.to_str()?;
+    let found = SUFFIXES.iter().find_map(|(letters, shift)| Some((text.strip_suffix(*letters)?, *shift)));
+    let (digits, shift) = found.unwrap_or((text, 0));
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number: u64 = digits.parse().ok().filter(|_| is_number)?;
+    number.checked_mul(1 << shift)
+}
+
 /// An IP address. An IPv4-mapped IPv6 address becomes an IPv4 address.
 pub(super) fn addr(value: &OsStr) -> Option<IpAddr> {
     Some(value.to_str()?.parse::<IpAddr>().ok()?.to_canonical())

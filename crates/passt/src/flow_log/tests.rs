@@ -17,7 +17,7 @@ const BEGUN: Instant = Instant::from_micros(5_000_000);
 fn flow(protocol: Protocol, guest: &str, remote: &str, peer: &str) -> Flow {
     let ends = Endpoints { guest: guest.parse().unwrap(), remote: remote.parse().unwrap() };
     let start = Start { peer: peer.parse().ok(), ..Start::of(protocol, Direction::Outbound, ends) };
-    Flow { number: 17, begun: BEGUN, start, basis: Basis::default() }
+    Flow { number: 17, begun: BEGUN, start, basis: Basis::default(), memory: Default::default() }
 }
 
 fn line(event: &Event, now: Instant) -> Value {

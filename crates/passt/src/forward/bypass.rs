@@ -57,6 +57,9 @@ pub(crate) struct Client {
 }
 
 impl Bypass {
+    /// Memory of a connection, in bytes.
+    pub(crate) const CONNECTION_BYTES: usize = engine::splice::Bypass::<Pair>::BYTES;
+
     /// Creates an empty set of connections. Sockets can't be opened in the guest's namespace before [`Bypass::start`].
     /// `epoll` watches the sockets.
     pub(crate) fn new(epoll: Rc<OwnedFd>, budgets: &Budgets, ledger: Rc<Ledger>) -> Self {
@@ -66,6 +69,11 @@ impl Bypass {
             dialer: None,
             ahead: budgets.ahead,
         }
+    }
+
+    /// Reserves memory for the table at its limit. Returns false if there is none.
+    pub(crate) fn reserve(&mut self, budgets: &Budgets) -> bool {
+        self.flows.reserve(budgets.local_connections())
     }
 
     /// Makes `opener` open sockets in the guest's namespace from now on.

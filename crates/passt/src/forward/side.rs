@@ -163,16 +163,22 @@ impl Side {
                 // The guest has sent from this port already, so a socket is bound to the port. This socket also accepts
                 // requests of peers.
                 Err(Reason::Socket(Errno::ADDRINUSE)) if endpoint_ports(rx.udp).any(|port| port == key.1) => {
-                    self.failed.insert(key);
+                    self.note_failed(key, rx);
                 }
                 Err(reason) => {
-                    if self.failed.insert(key) {
+                    if self.note_failed(key, rx) {
                         failures.push((key, reason));
                     }
                 }
             }
         }
         self.report(&failures);
+    }
+
+    /// Notes a port that can't be bound. Returns whether its failure has to be reported: it is new. The guest decides how many
+    /// there are, so with a budget of memory, only as many are noted as there may be listening sockets.
+    fn note_failed(&mut self, key: Key, rx: &Receivers<'_>) -> bool {
+        self.failed.len() < rx.sockets.ledger().most_listeners() && self.failed.insert(key)
     }
 
     /// The rules.

@@ -15,8 +15,6 @@ use wire::payload::Payload;
 
 use super::pcap;
 
-/// Maximum number of bytes that wait for the reader.
-const MAX_QUEUED: usize = 4 << 20;
 /// Maximum number of batches that wait for the reader.
 const BATCHES: usize = 1024;
 
@@ -50,6 +48,8 @@ pub(crate) struct Live {
     batch: Batch,
     /// The frame that is being added.
     frame: Vec<u8>,
+    /// Maximum number of bytes that wait for the reader.
+    most: usize,
     batches: SyncSender<Batch>,
     shared: Arc<Shared>,
     /// Readable if there is something for the reader.
@@ -73,12 +73,12 @@ pub(crate) struct Batch {
 }
 
 /// Makes a capture of the frames that `filter` accepts. The link makes the eventfd `wake` readable when it has something
-/// for the reader.
-pub(crate) fn live(filter: Filter, wake: Arc<OwnedFd>) -> (Live, Reader) {
+/// for the reader. At most `most` bytes wait for the reader.
+pub(crate) fn live(filter: Filter, wake: Arc<OwnedFd>, most: usize) -> (Live, Reader) {
     let (sender, receiver) = sync_channel(BATCHES);
     let shared = Arc::<Shared>::default();
     let (batch, frame) = (Batch::default(), Vec::new());
-    let live = Live { filter, batch, frame, batches: sender, shared: shared.clone(), wake };
+    let live = Live { filter, batch, frame, most, batches: sender, shared: shared.clone(), wake };
     (live, Reader { batches: receiver, shared })
 }
 
@@ -89,7 +89,7 @@ impl Live {
             return;
         }
         // A frame has at most 64 KiB and its headers, so the batch exceeds the limit by no more.
-        if self.shared.queued.load(Ordering::Relaxed) + self.batch.bytes.len() >= MAX_QUEUED {
+        if self.shared.queued.load(Ordering::Relaxed) + self.batch.bytes.len() >= self.most {
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -225,8 +225,14 @@ mod tests {
 
     use super::*;
 
+    const MAX_QUEUED: usize = 4 << 20;
+
     fn pair(filter: Filter) -> (Live, Reader) {
-        live(filter, Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()))
+        live(
+            filter,
+            Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()),
+            MAX_QUEUED,
+        )
     }
 
     /// An Ethernet frame with an IPv4 packet between 192.0.2.1 and 192.0.2.2, from port 1000 to 443.

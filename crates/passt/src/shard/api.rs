@@ -88,7 +88,8 @@ fn served(config: &Config) -> String {
 impl Shard {
     /// Facts about this process.
     pub(crate) fn about(&self, config: &Config) -> About {
-        About { program: config.mode.name(), link: self.link.name(), guest: served(config), pid: 0 }
+        let limits = self.budgets.memory.api;
+        About { program: config.mode.name(), link: self.link.name(), guest: served(config), pid: 0, limits }
     }
 
     /// Number of files that the API thread may use.
@@ -106,9 +107,10 @@ impl Shard {
     }
 
     /// The handle of the reports of flows, if something reads them.
-    pub(super) fn wants_reports(flow_log: bool, api: bool) -> Events {
+    /// `bytes` is the memory for them.
+    pub(super) fn wants_reports(flow_log: bool, api: bool, bytes: usize) -> Events {
         let explains = log::log_enabled!(log::Level::Debug);
-        if flow_log || api || explains { Events::new() } else { Events::default() }
+        if flow_log || api || explains { Events::within(bytes) } else { Events::default() }
     }
 
     /// Tells the subscribers of the API socket about a change of rules.
@@ -264,6 +266,7 @@ impl Shard {
             ],
             refusals: stack.guard().refused(),
             names: stack.guard().names().map_or((0, 0), |names| (names.len(), names.dropped())),
+            unreported: self.reports.unreported().flows,
             neighbours: stack.settings().neighbours.iter().count(),
             files: classes.chain(self.shares()).collect(),
             queue_memory: stack.tcp().queue_memory(),

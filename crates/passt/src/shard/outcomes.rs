@@ -85,7 +85,13 @@ mod tests {
         let [guest, remote] = [("192.0.2.2", 40000), ("203.0.113.1", port)]
             .map(|(address, port)| SocketAddr::new(address.parse().unwrap(), port));
         let start = Start::of(Protocol::Tcp, Direction::Outbound, Endpoints { guest, remote });
-        let flow = Flow { number: 1, begun: Instant::from_micros(0), start, basis: Default::default() };
+        let flow = Flow {
+            number: 1,
+            begun: Instant::from_micros(0),
+            start,
+            basis: Default::default(),
+            memory: Default::default(),
+        };
         Event::End(End { flow: Arc::new(flow), name: None, how, opened: false, failure: None, totals: None })
     }
 

@@ -8,16 +8,19 @@ use engine::forward::spec::Direction;
 use engine::guard::Guard;
 use engine::neighbours::Neighbour;
 use engine::policy::Policy;
+use engine::stack::Stack;
 
 use super::policy;
-use crate::api::{Entry, listen_for_metrics};
-use crate::budgets::listeners_at_start;
+use crate::api::{self, Entry, listen_for_metrics};
 use crate::budgets::resources::Resources;
+use crate::budgets::{listeners_at_start, memory};
 use crate::config::{self, ApiSocket, Config, GuestLink, Mode};
 use crate::flow_log::FlowLog;
+use crate::forward::bypass::Bypass;
 use crate::forward::listen::{self, Listener, Opening};
 use crate::host::{Facts, Neighbourhood, OwnAddresses, Watch};
 use crate::io::outbound::Outbound;
+use crate::io::world::Linux;
 use crate::io::{Sources, unix_socket};
 use crate::link::door::{self, GuestSocket};
 use crate::link::pcap::Capture;
@@ -63,6 +66,8 @@ pub(crate) struct Network {
     pub(crate) sources: Sources,
     /// The machine's resources. Budgets divide them.
     pub(crate) resources: Resources,
+    /// The limits of `--memory`.
+    pub(crate) memory: memory::Limits,
     /// Listening sockets of the inbound rules.
     pub(crate) listeners: Vec<Listener>,
     /// How more listening sockets of the inbound rules are opened.
@@ -112,6 +117,16 @@ impl HostSide {
     }
 }
 
+/// The limits that follow from `--memory`.
+fn memory_limits(config: &Config) -> memory::Limits {
+    let footprint = memory::Footprint {
+        stack: Stack::<Linux>::FOOTPRINT,
+        local_connection: Bypass::CONNECTION_BYTES,
+        row: api::ROW_BYTES,
+    };
+    config.memory.map_or(memory::Limits::DEFAULT, |budget| memory::Limits::of(budget, &footprint))
+}
+
 impl Network {
     /// With rules by name, the servers to which a spawned command sends its questions.
     pub(crate) fn resolvers_of_command(&self) -> Option<Vec<IpAddr>> {
@@ -137,7 +152,8 @@ impl Network {
             .with_localhost(config.mode == Mode::Slirp4netns);
 
         let resources = Resources::gather();
-        let spare = listeners_at_start(&resources);
+        let memory = memory_limits(config);
+        let spare = listeners_at_start(&resources).min(memory.listeners);
         let opening = Opening { direction: Direction::Inbound, freebind: config.freebind, spare };
         sockets.check_ports(&config.inbound)?;
         let (listeners, notes) = opening.rules_by(
@@ -171,6 +187,7 @@ impl Network {
             outbound,
             sources,
             resources,
+            memory,
             listeners,
             opening,
             control,

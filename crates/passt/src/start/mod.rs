@@ -60,7 +60,7 @@ pub(crate) fn event_loop(
         vhost_user: config.passt.vhost_user,
         api: api.count(config, budgets::files(&network.resources)),
     };
-    let budgets = Budgets::new(&network.resources, &needs);
+    let budgets = Budgets::new(&network.resources, &needs).within(&network.memory);
     log::debug!("{:?} {budgets:?}", network.resources);
 
     let templates = [&network.plan.template6, &network.plan.template4];

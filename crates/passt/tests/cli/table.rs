@@ -128,6 +128,7 @@ fn argument_for(opt: &Opt) -> &'static str {
         "log-size" => "65536",
         "runas" => "1000:100",
         "fd" | "api-fd" => "5",
+        "memory" => "64M",
         "metrics" => "127.0.0.1:9100",
         "netns" => "blue",
         "ns-ifname" | "interface" | "outbound-if4" | "outbound-if6" => "eth7",

@@ -30,6 +30,15 @@ fn output_options_are_checked_and_combined_r6_r4() {
          pasta --log-size 40959
          pasta --log-size x
          pasta --log-size ''
+         pasta --memory 64M
+         pasta --memory 16777216
+         passt --memory 2G
+         pasta --memory 16383K
+         pasta --memory 64MB
+         pasta --memory 0x4000000
+         pasta --memory 99999999999G
+         pasta --memory ''
+         pasta --memory 64M --memory 64M
          pasta -P ''
          pasta -p ''
          pasta -P a -P b"

@@ -37,6 +37,7 @@ mod local;
 mod local_raw;
 mod logging;
 mod mdns;
+mod memory;
 mod multicast;
 mod names;
 mod nat;

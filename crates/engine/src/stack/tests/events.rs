@@ -10,7 +10,7 @@ use wire::{
 
 use super::*;
 use crate::{
-    events::{How, Refused},
+    events::{Events, How, Refused},
     flow::Protocol,
     forward::spec::Direction,
     guard::{Guard, Mode},
@@ -101,6 +101,61 @@ fn datagrams_that_get_no_socket_begin_and_end() {
         journal.read();
         let end = &journal.ends[number];
         assert_eq!((end.how, end.opened), (How::Failed(Errno::EACCES), false), "{end:?}");
+    }
+}
+
+/// With little memory for reports, some flows are not reported, and counted. The flows work. There is memory again when the
+/// reports of flows that have ended were dropped.
+#[test]
+fn flows_without_memory_for_reports() {
+    let (mut test, mut journal) = observed("");
+    journal.events = Events::within(8000);
+    test.stack.guard_mut().report_to(journal.events.clone());
+    let send = |test: &mut Test| {
+        (4000..4010).for_each(|port| {
+            let guest = format!("198.51.100.55:{port}");
+            test.receive(&datagram(&guest, PEER, b"x").1, &Offload::default());
+        });
+        test.wait(Duration::ZERO);
+        assert_eq!(test.stack.udp().flows(), 10);
+    };
+    send(&mut test);
+    journal.read();
+    let reported = journal.open().count();
+    assert!((2..9).contains(&reported), "{reported}");
+    let unreported = |journal: &Journal| journal.events.unreported().flows;
+    assert_eq!(unreported(&journal), 10 - reported as u64);
+
+    test.wait(Duration::from_secs(301));
+    journal.read();
+    assert_eq!((journal.open().count(), journal.ends.len()), (0, reported));
+    // Something still refers to the flows.
+    send(&mut test);
+    journal.read();
+    assert_eq!((journal.open().count(), unreported(&journal)), (0, 20 - reported as u64));
+    test.wait(Duration::from_secs(301));
+    journal.read();
+    journal.ends.clear();
+    send(&mut test);
+    journal.read();
+    assert_eq!((journal.open().count(), unreported(&journal)), (reported, 30 - 2 * reported as u64));
+}
+
+/// Refusals have memory of their own, for one round.
+#[test]
+fn refusals_without_memory_are_counted() {
+    let (mut test, mut journal) = observed("deny all");
+    journal.events = Events::within(200_000);
+    test.stack.guard_mut().report_to(journal.events.clone());
+    for round in 1..3 {
+        let mut frames = test.round();
+        let frame = datagram(GUEST, PEER, b"x").1;
+        (0..20).for_each(|_| frames.frame(wire::frame::head(&frame), &frame, &Offload::default()));
+        drop(frames);
+        journal.read();
+        let reported = journal.refusals.len();
+        assert!((round * 2..round * 15).contains(&reported), "{reported}");
+        assert_eq!(journal.events.unreported().others, round as u64 * 20 - reported as u64);
     }
 }
 

@@ -30,6 +30,7 @@ const LIMITS: Limits = Limits {
     inbound: share(40),
     endpoints: share(10),
     bypass: share(10),
+    checks: CheckLimits::DEFAULT,
     idle: Duration::from_secs(30),
     idle_stream: Duration::from_secs(120),
 };

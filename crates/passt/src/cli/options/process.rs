@@ -4,9 +4,10 @@ use std::{ffi::OsStr, net::SocketAddr, os::fd::RawFd, time::Duration};
 
 use super::{Opt, Show, flag, show, value};
 use crate::{
+    budgets::memory,
     cli::{
         finish::Args,
-        value::{number, path, socket_path},
+        value::{number, path, size, socket_path},
     },
     config::{ApiSocket, Id, RunAs, Verbosity},
 };
@@ -78,6 +79,13 @@ pub(super) const OPTIONS: &[Opt] = &[
     )
     .extension(),
     flag(&["no-api"], no_api, "No socket by which pesto finds this process").extension(),
+    value(
+        &["memory"],
+        "SIZE",
+        memory_size,
+        "Memory for everything that the guest, peers and\nclients cause: at least 16M; suffixes K, M, G\ndefault: limits by the memory of the machine",
+    )
+    .extension(),
     flag(&["stderr"], stderr, "Deprecated, no effect").short('e'),
 ];
 
@@ -199,6 +207,20 @@ fn metrics(args: &mut Args, value: &OsStr) -> Result<(), String> {
         ));
     }
     args.config.metrics = Some(address);
+    Ok(())
+}
+
+fn memory_size(args: &mut Args, value: &OsStr) -> Result<(), String> {
+    if args.config.memory.is_some() {
+        return Err("given before".into());
+    }
+    let shown = value.display();
+    let invalid = || format!("not a number of bytes, such as 64M (suffixes K, M, G): {shown}");
+    let size = size(value).ok_or_else(invalid)?;
+    if size < memory::LEAST {
+        return Err(format!("{shown} is too little: at least {}M", memory::LEAST >> 20));
+    }
+    args.config.memory = Some(size);
     Ok(())
 }
 

@@ -9,7 +9,13 @@ use super::*;
 fn flow(protocol: Protocol, direction: Direction, bypasses: bool) -> Arc<Flow> {
     let [guest, remote] = ["192.0.2.2:40000", "203.0.113.1:80"].map(|end| end.parse().unwrap());
     let start = Start { bypasses, ..Start::of(protocol, direction, Endpoints { guest, remote }) };
-    Arc::new(Flow { number: 7, begun: Instant::from_micros(0), start, basis: Default::default() })
+    Arc::new(Flow {
+        number: 7,
+        begun: Instant::from_micros(0),
+        start,
+        basis: Default::default(),
+        memory: Default::default(),
+    })
 }
 
 fn end(flow: Arc<Flow>, how: How, opened: bool) -> End {

@@ -244,19 +244,22 @@ fn the_bytes_that_are_held_are_bounded() {
     test.end();
 }
 
+/// A flow from this port of the guest.
+fn opening(port: u16) -> crate::guard::Opening {
+    let guest = SocketAddr::from(([198, 51, 100, 55], port));
+    let remote = SERVER.parse().unwrap();
+    crate::guard::Opening {
+        protocol: Protocol::Udp,
+        ends: Endpoints { guest, remote },
+        destination: remote,
+        asks_resolver: false,
+    }
+}
+
 #[test]
 fn the_memory_of_readers_is_bounded() {
     let mut guard = guard(RULES, Mode::default());
-    let endpoints = |port| Endpoints {
-        guest: SocketAddr::from(([198, 51, 100, 55], port)),
-        remote: SERVER.parse().unwrap(),
-    };
-    let flow = crate::guard::Opening {
-        protocol: Protocol::Udp,
-        ends: endpoints(1),
-        destination: SERVER.parse().unwrap(),
-        asks_resolver: false,
-    };
+    let (endpoints, flow) = (|port| opening(port).ends, opening(1));
     let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
     let last = initial(b"connection", 0, &crypto(16_383, b"x"));
     let datagram = GuestDatagram {
@@ -266,7 +269,8 @@ fn the_memory_of_readers_is_bounded() {
         payload: last,
         segment_size: None,
     };
-    let (mut checks, mut timers) = (Checks::new([1; 16]), crate::timer::Timers::default());
+    let (mut checks, mut timers) =
+        (Checks::new(CheckLimits::DEFAULT, [1; 16]), crate::timer::Timers::default());
     let mut begun = vec![];
     while let Some(id) = checks.begin(endpoints(1 + begun.len() as u16), Some(claim)) {
         assert_eq!(checks.read(id, datagram.clone(), START, &mut timers), Found::More);
@@ -276,6 +280,40 @@ fn the_memory_of_readers_is_bounded() {
     assert!(checks.begin(endpoints(5000), None).is_some(), "a flow whose datagrams are not read");
     assert_eq!(checks.remove(begun[0], &mut timers), None);
     assert!(checks.begin(endpoints(1), Some(claim)).is_some());
+}
+
+/// With a limit of memory, it is enough for some checks, and each check that ends returns its part. Flows whose datagrams
+/// are not read are not affected.
+#[test]
+fn checks_have_their_memory() {
+    const MEMORY: usize = 100_000;
+    let mut guard = guard(RULES, Mode::default());
+    let flow = opening(1);
+    let Admission::Named(claim) = guard.admits(&flow, START, |_| false) else { panic!() };
+    let endpoints = |port| opening(port).ends;
+    let payload = initial(b"connection", 0, &crypto(8000, &[b'x'; 100]));
+    let datagram =
+        GuestDatagram { hop_limit: 64, traffic_class: 0, dont_fragment: false, payload, segment_size: None };
+    let limits = CheckLimits { memory: MEMORY, ..CheckLimits::DEFAULT };
+    let (mut checks, mut timers) = (Checks::new(limits, [1; 16]), crate::timer::Timers::default());
+    let mut begun = vec![];
+    while let Some(id) = checks.begin(endpoints(1 + begun.len() as u16), Some(claim)) {
+        begun.push(id);
+    }
+    assert!((10..100).contains(&begun.len()), "{}", begun.len());
+    assert!(checks.begin(endpoints(5000), None).is_some(), "its datagrams are not read");
+    let no_room = Found::NoName(crate::first_bytes::Why::NoRoom);
+    assert_eq!(checks.read(begun[0], datagram.clone(), START, &mut timers), no_room);
+    for id in begun.drain(1..) {
+        assert_eq!(checks.remove(id, &mut timers), None);
+    }
+    assert_eq!(checks.read(begun[0], datagram, START, &mut timers), Found::More);
+    let used = checks.used_memory();
+    assert!((9_000..30_000).contains(&used), "{used}");
+    drop(checks.take_held(begun[0], &mut timers));
+    assert!(checks.used_memory() < used);
+    assert_eq!(checks.remove(begun[0], &mut timers), None);
+    assert_eq!(checks.used_memory(), 0);
 }
 
 /// The first datagrams of a client. The ClientHello is cut into frames at any positions. The frames overlap, have any
