@@ -186,9 +186,8 @@ pub(crate) fn arguments(way: Way, dir: &Path, plain: bool) -> Vec<String> {
     let mut arguments: Vec<String> = ["-t", "8001,8003", "-u", "8002"].map(str::to_owned).into();
     match way {
         Way::Command | Way::Joining => {
-            // Another pasta takes either ports or a scan for servers.
-            let [tcp, udp] = if plain { ["7005", "7006"] } else { ["7005,auto", "7006,auto"] };
-            arguments.extend(["-T", tcp, "-U", udp, "--config-net"].map(str::to_owned));
+            // The port is open once a scan has found the server: a client repeats a datagram, but not a connection.
+            arguments.extend(["-T", "7005", "-U", "7006,auto", "--config-net"].map(str::to_owned));
         }
         Way::Passt => arguments.extend(["--socket".to_owned(), in_dir(SOCKET)]),
         Way::VhostUser => {
