@@ -163,7 +163,7 @@ impl<'a> Datagram<'a> {
         let Some(frame_len) = frame.fragment(slot, fields, len) else { return Ok(()) };
         let place = slot.get_mut(at..at + len).unwrap_or_default();
         let start = usize::from(fields.offset);
-        let (first, rest) = place.split_at_mut(TRANSPORT_LEN.saturating_sub(start).min(len));
+        let (first, rest) = place.split_at_mut(TRANSPORT_LEN.saturating_sub(start).min(place.len()));
         first.copy_from_slice(&self.header[..first.len()]);
         let start = start.saturating_sub(TRANSPORT_LEN);
         let payload = self.payload.get(start..start + rest.len()).unwrap_or_default();

@@ -173,19 +173,17 @@ impl<W: World> Dns<W> {
     /// Handles the first answer in a session: the session continues with the server that answered.
     pub(super) fn settle(&mut self, id: FlowId, index: usize) {
         let Some(exchange) = self.exchanges.get_mut(id) else { return };
-        if exchange.traffic.has_replies() {
+        if exchange.traffic.has_replies() || index >= exchange.asked.len() {
             return;
         }
-        if let Some(asked) = exchange.asked.get(index) {
-            self.health.answered(asked.server.ip());
-        }
+        let answered = exchange.asked.swap_remove(index);
+        self.health.answered(answered.server.ip());
         self.bytes -= exchange.question.len();
         exchange.question = Vec::new();
         exchange.repeatable = false;
         self.files -= exchange.asked.len();
-        exchange.asked.truncate(index + 1);
-        exchange.asked.drain(..index);
-        self.files += exchange.asked.len();
+        exchange.asked.clear();
+        exchange.asked.push(answered);
     }
 
     /// Stores an answer that is used only if no better answer arrives. Does nothing if such an answer is already

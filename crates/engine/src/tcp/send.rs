@@ -447,9 +447,9 @@ impl Sender {
     }
 
     /// Length of the payload of one segment, in bytes: the guest's maximum, limited to the link's `largest_segment`. A
-    /// super-frame is cut into segments of this length.
+    /// super-frame is cut into segments of this length. It is not zero.
     pub(super) fn segment_size(&self, largest_segment: u16) -> u16 {
-        self.mss.min(largest_segment)
+        self.mss.min(largest_segment).max(1)
     }
 
     /// Maximum length of the payload of one frame at `seq`, in bytes. A frame with an urgent pointer must be a single

@@ -134,7 +134,7 @@ impl<W: World> Connection<W> {
         if lacking == 0 {
             return Some(run);
         }
-        let segment = u32::from(self.send.segment_size(cx.link.largest_segment())).max(1);
+        let segment = u32::from(self.send.segment_size(cx.link.largest_segment()));
         let len = run.len - lacking;
         let len = if len > segment { len - len % segment } else { len };
         (len > 0).then_some(Run { len, ..run })
