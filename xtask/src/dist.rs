@@ -12,7 +12,7 @@ mod notices;
 mod order;
 pub(crate) mod programs;
 mod rpm;
-mod tool;
+pub(crate) mod tool;
 mod tree;
 mod twice;
 

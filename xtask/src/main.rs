@@ -14,6 +14,7 @@ mod instructions;
 mod load;
 mod man;
 mod miri;
+mod panics;
 mod reach;
 mod source;
 mod support;
@@ -74,6 +75,8 @@ Tasks:
                      tests) or replace it; see bench/README.md
   miri               Run tests under Miri (nightly Rust), which finds undefined
                      behaviour
+  panics [--write]   List where `engine` and `wire` of the release program can
+                     panic, and compare with docs/design/panics.md
   reach PID          Show what an attacker inside a running process could use:
                      system calls of each thread, by its loaded filters;
                      capabilities, namespaces, descriptors. For root
@@ -125,6 +128,8 @@ fn run() -> anyhow::Result<()> {
         ["instructions", "--update"] => instructions::update(),
         ["miri"] => miri::run(),
         ["torture", ref rest @ ..] => torture::run(rest),
+        ["panics"] => panics::run(false),
+        ["panics", "--write"] => panics::run(true),
         ["reach", pid] => print(&reach::report(pid)?),
         ["bench", "--inside", ..] => bench::run(&bench::Options::parse(&arguments[2..])?),
         ["bench", "--chart", ..] => draw(&arguments[2..]),

@@ -23,7 +23,7 @@ pub(super) fn run(command: &mut Command) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The errors of [`run`]; the output is not text.
-pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .stdin(Stdio::null())
@@ -66,7 +66,7 @@ fn of_rust(variable: &str, name: &str) -> Command {
 ///
 /// # Errors
 /// One is missing. The message says how to get it.
-pub(super) fn need(names: &[&str], how: &str) -> anyhow::Result<()> {
+pub(crate) fn need(names: &[&str], how: &str) -> anyhow::Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let missing =
         names.iter().find(|name| !std::env::split_paths(&path).any(|folder| folder.join(name).is_file()));
