@@ -10,6 +10,8 @@ use core::{
     net::{IpAddr, SocketAddr},
 };
 
+use wire::domain::MAX_DOTTED_LEN;
+
 use crate::{
     flow::{Endpoints, Protocol},
     forward::spec::Direction,
@@ -152,9 +154,7 @@ pub const MOST_NAMES: usize = 8;
 const LONGEST: usize = 2 * size_of::<Event>()
     + allocation(MAX_RULE_LEN)
     + allocation(MOST_NAMES * size_of::<Box<str>>())
-    + (MOST_NAMES + 2) * allocation(MAX_NAME_LEN);
-/// Maximum length of a name, in bytes.
-const MAX_NAME_LEN: usize = 253;
+    + (MOST_NAMES + 2) * allocation(MAX_DOTTED_LEN);
 
 /// The end of a flow.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,6 +13,7 @@ use alloc::{string::String, vec::Vec};
 use core::{hash::BuildHasher, net::IpAddr, time::Duration};
 
 use hashbrown::HashTable;
+use wire::domain::MAX_DOTTED_LEN;
 
 use crate::{
     flow::HashKey,
@@ -26,9 +27,6 @@ use strings::{StringId, Strings};
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
 /// Maximum life of a name, in seconds: a week, as in resolvers (RFC 8767 §4).
 const MAX_LIFE: u32 = 604_800;
-/// Maximum length of a name, in bytes (RFC 1035 §2.3.4: 255 on the wire). A longer text has escaped bytes, and matches
-/// no rule.
-const MAX_NAME: usize = 253;
 
 /// Limits on memory.
 #[derive(Clone, Copy, Debug)]
@@ -228,7 +226,7 @@ impl Names {
     /// `name` must be a noted target. For `ttl` seconds, the guest may ask for `target`, which is treated like `name`.
     /// The result is as in [`learn`](Self::learn).
     pub fn learn_target(&mut self, target: &str, name: &str, ttl: u32, now: Instant) -> bool {
-        if target.len() > MAX_NAME {
+        if target.len() > MAX_DOTTED_LEN {
             self.dropped += 1;
             return false;
         }
@@ -329,7 +327,8 @@ impl Names {
     }
 
     fn add(&mut self, key: Key, name: &str, ttl: u32, now: Instant) -> bool {
-        let added = name.len() <= MAX_NAME && self.try_add(key, name, ttl, second(now));
+        // A longer text has escaped bytes, and matches no rule.
+        let added = name.len() <= MAX_DOTTED_LEN && self.try_add(key, name, ttl, second(now));
         self.dropped += u64::from(!added);
         added
     }

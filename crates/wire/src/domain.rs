@@ -5,7 +5,12 @@ use core::net::{IpAddr, Ipv6Addr};
 /// Longest name in wire format, in bytes.
 pub const MAX_LEN: usize = 255;
 
-const MAX_LABEL_LEN: usize = 63;
+/// Longest name in dotted form without a trailing dot, in bytes. Wire format has one byte more before the first label, and one
+/// after the last.
+pub const MAX_DOTTED_LEN: usize = MAX_LEN - 2;
+
+/// Longest label, in bytes.
+pub const MAX_LABEL_LEN: usize = 63;
 
 /// The labels of a name in dotted form; one trailing dot is allowed. None if there is no label, if a label is empty or
 /// longer than 63 bytes, or if the name is longer than [`MAX_LEN`] in wire format.

@@ -3,17 +3,13 @@
 use alloc::{boxed::Box, string::String};
 use core::{fmt, str};
 
-/// Maximum length of a name without its trailing dot, in bytes (RFC 1035 §3.1).
-const MAX_LABEL_LEN: usize = 63;
+use wire::domain::{MAX_DOTTED_LEN, MAX_LABEL_LEN};
 
 /// A host name in lower case, without a trailing dot. A host name is never an IP address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostName(Box<str>);
 
 impl HostName {
-    /// Maximum length of a name, in bytes.
-    pub(crate) const MAX_LEN: usize = 253;
-
     /// Reads a name of ASCII letters, digits, hyphens and underscores, in labels of 1 to 63 bytes. One trailing dot is
     /// allowed: some clients send it, though RFC 6066 §3 forbids it. Returns none for all other bytes, and for names
     /// that end in a number: resolvers and browsers read such names as IPv4 addresses, also in the forms `127.1` and
@@ -23,7 +19,7 @@ impl HostName {
         let bytes = bytes.strip_suffix(b".").unwrap_or(bytes);
         let allowed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         let is_label = |label: &[u8]| (1..=MAX_LABEL_LEN).contains(&label.len()) && label.iter().all(allowed);
-        let valid = bytes.len() <= Self::MAX_LEN && bytes.split(|&b| b == b'.').all(is_label);
+        let valid = bytes.len() <= MAX_DOTTED_LEN && bytes.split(|&b| b == b'.').all(is_label);
         let last = bytes.rsplit(|&b| b == b'.').next()?;
         if !valid || is_number(last) {
             return None;
@@ -94,7 +90,7 @@ mod tests {
         assert!(parse(&label).is_some() && parse(&alloc::format!("{label}x")).is_none());
         let mut name = [label.as_str(); 4].join(".");
         assert_eq!(parse(&name), None);
-        name.truncate(HostName::MAX_LEN);
+        name.truncate(MAX_DOTTED_LEN);
         assert!(parse(&name).is_some());
     }
 }

@@ -4,13 +4,11 @@ use alloc::boxed::Box;
 use core::{cmp::Ordering, fmt};
 
 use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+use wire::domain::MAX_DOTTED_LEN;
 
 /// ASCII characters that are not allowed in the name of a rule. A host name has letters, digits, hyphens and dots.
 /// Names of services also have underscores (RFC 8552).
 const DENIED: AsciiDenyList = AsciiDenyList::new(true, "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}~");
-
-/// Maximum length of a name without its trailing dot, in bytes (RFC 1035 §3.1).
-const MAX_LEN: usize = 253;
 
 /// A domain name in A-labels and lower case, without a trailing dot.
 ///
@@ -24,14 +22,14 @@ impl Name {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         // A label in Unicode has at most four bytes for each byte of its A-label.
-        if text.len() > 4 * MAX_LEN {
+        if text.len() > 4 * MAX_DOTTED_LEN {
             return None;
         }
         let text = without_dot(text);
         let ascii = Uts46::new().to_ascii(text.as_bytes(), DENIED, Hyphens::Allow, DnsLength::Verify).ok()?;
         let last = ascii.rsplit('.').next()?;
         let number = last.bytes().all(|b| b.is_ascii_digit());
-        (!number && ascii.len() <= MAX_LEN).then(|| Self(ascii.as_ref().into()))
+        (!number && ascii.len() <= MAX_DOTTED_LEN).then(|| Self(ascii.as_ref().into()))
     }
 
     /// The name in lower case, without a trailing dot.

@@ -36,6 +36,7 @@ use core::{
 
 use siphasher::sip::SipHasher13;
 use wire::{
+    domain::MAX_DOTTED_LEN,
     frame::Packet,
     payload::Payload,
     protocol,
@@ -129,9 +130,8 @@ impl<W: World> Tcp<W> {
         }
     }
 
-    /// Memory of a connection, in bytes, without the bytes in its queue: its slot, its deadline, its places in four
-    /// lists, a reset in a list that is copied when it grows,
-    /// and the parts that it does not always have.
+    /// Memory of a connection, in bytes, without the bytes in its queue: its slot, its deadline, its places in four lists, a
+    /// reset in a list that is copied when it grows, and the parts that it does not always have.
     pub(crate) const BYTES: usize = Flows::<Connection<W>>::BYTES
         + Timers::<FlowId>::BYTES
         + 4 * size_of::<FlowId>()
@@ -141,7 +141,7 @@ impl<W: World> Tcp<W> {
         + allocated(size_of::<Dial>())
         + allocated(size_of::<Check>())
         + allocated(size_of::<HostName>())
-        + allocated(HostName::MAX_LEN);
+        + allocated(MAX_DOTTED_LEN);
     /// Memory of a chunk of a queue, in bytes, with its share of the lists of chunks and of ranges.
     pub(crate) const CHUNK_BYTES: (usize, usize) = (queue::CHUNK_BYTES, queue::CHUNK_LEN);
 

@@ -3,6 +3,8 @@
 use alloc::{boxed::Box, vec::Vec};
 use core::time::Duration;
 
+use wire::domain::MAX_DOTTED_LEN;
+
 use super::{
     begun::{Begun, Conflict},
     datagram::GuestDatagram,
@@ -132,7 +134,7 @@ impl Reader {
 
 /// Memory of a reader that has read nothing, in bytes: with the names that may be admitted later.
 const LEAST_READER: usize =
-    allocation(size_of::<Reader>()) + MAX_NAMES * (size_of::<HostName>() + allocation(HostName::MAX_LEN));
+    allocation(size_of::<Reader>()) + MAX_NAMES * (size_of::<HostName>() + allocation(MAX_DOTTED_LEN));
 
 /// All checks.
 #[derive(Debug)]
