@@ -43,14 +43,8 @@ pub(crate) use flows::ROW_BYTES;
 pub(crate) use http::listen_at as listen_for_metrics;
 pub(crate) use start::{Ready, Start, start};
 
-/// Maximum length of a request, in bytes, without the end of line.
-const MAX_REQUEST: usize = Limits::REQUEST;
-/// Maximum number of bytes of answers that a client has not read when its next request is handled.
-const MAX_UNREAD: usize = Limits::UNREAD;
 /// Maximum number of events that wait for the API thread.
 const MAX_QUEUED: usize = 4096;
-/// Maximum number of clients.
-const MAX_CLIENTS: usize = Limits::DEFAULT.clients;
 /// Maximum number of descriptors that clients have handed over, and that no request has used.
 const MAX_DESCRIPTORS: usize = 4;
 /// Number of files that the thread needs besides those of its clients: the listening socket, its epoll set, two
@@ -66,6 +60,7 @@ pub(crate) const METRICS_FILES: usize = 1 + http::MAX_VISITORS;
 /// Number of files that the API socket may use, if `files` may be open in all. With `asked`, the socket was asked for
 /// by an option.
 pub(crate) fn budget(files: usize, asked: bool) -> usize {
-    let (part, most) = if asked { (files / 8, MAX_CLIENTS) } else { (files / 64, MAX_REGISTERED) };
+    let (part, most) =
+        if asked { (files / 8, Limits::DEFAULT.clients) } else { (files / 64, MAX_REGISTERED) };
     part.clamp(OWN_FILES + 1, OWN_FILES + most)
 }

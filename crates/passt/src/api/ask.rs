@@ -15,9 +15,9 @@ use engine::timer::Instant;
 use engine::{splice, tcp};
 use wire::ethernet::Mac;
 
+use super::Limits;
 use super::filter::Filter;
 use crate::budgets::Budgets;
-use crate::budgets::memory::Api as Limits;
 use crate::link::live::Live;
 use control::edit::Change;
 use control::message::Announced;

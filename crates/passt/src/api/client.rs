@@ -8,8 +8,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, recvmsg, send};
 
-use super::line;
-use super::{MAX_REQUEST, MAX_UNREAD};
+use super::{Limits, line};
 use crate::errno::retry;
 
 /// Maximum number of bytes that one system call receives.
@@ -90,7 +89,7 @@ impl Client {
     fn receive(&mut self) {
         let mut buffer = [0; STEP];
         for _ in 0..STEPS {
-            let room = if self.takes_input() { MAX_REQUEST + 1 - self.input.len() } else { return };
+            let room = if self.takes_input() { Limits::REQUEST + 1 - self.input.len() } else { return };
             let part = buffer.get_mut(..room.min(STEP)).unwrap_or_default();
             // The kernel closes descriptors beyond the first.
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -117,20 +116,20 @@ impl Client {
             (self.skips, bytes) = (false, bytes.get(end + 1..).unwrap_or_default());
         }
         self.input.extend_from_slice(bytes);
-        if self.input.len() > MAX_REQUEST && !self.input.contains(&b'\n') {
+        if self.input.len() > Limits::REQUEST && !self.input.contains(&b'\n') {
             self.input.clear();
             (self.skips, self.too_long) = (true, true);
         }
     }
 
     fn takes_input(&self) -> bool {
-        !self.ended && !self.too_long && self.input.len() <= MAX_REQUEST
+        !self.ended && !self.too_long && self.input.len() <= Limits::REQUEST
     }
 
     /// Whether a line of the client can be handled: it is complete, and the client has read most of its answers.
     pub(super) fn is_ready(&self) -> bool {
         let has_line = self.too_long || self.input.contains(&b'\n') || self.ended && !self.input.is_empty();
-        has_line && !self.failed && self.output.len() - self.sent < MAX_UNREAD
+        has_line && !self.failed && self.output.len() - self.sent < Limits::UNREAD
     }
 
     /// The next line. The last one needs no end of line.
@@ -236,7 +235,6 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::budgets::memory::Api as Limits;
 
     const MAX_EVENTS: usize = Limits::DEFAULT.events;
 
@@ -270,7 +268,9 @@ mod tests {
     /// A line of the maximum length is whole. A longer one is skipped, and the next line is read.
     #[test]
     fn too_long_lines_are_skipped() {
-        for (len, is_whole) in [(MAX_REQUEST, true), (MAX_REQUEST + 1, false), (MAX_REQUEST * 5, false)] {
+        for (len, is_whole) in
+            [(Limits::REQUEST, true), (Limits::REQUEST + 1, false), (Limits::REQUEST * 5, false)]
+        {
             let (mut theirs, mut client) = pair();
             let writer = std::thread::spawn(move || {
                 theirs.write_all(&[&vec![b'x'; len][..], b"\nnext\n"].concat()).unwrap();
@@ -279,7 +279,7 @@ mod tests {
             let mut lines = Vec::new();
             while lines.len() < 2 {
                 client.on_event(EventFlags::IN);
-                assert!(client.input.len() <= MAX_REQUEST + 1);
+                assert!(client.input.len() <= Limits::REQUEST + 1);
                 lines.extend(client.next_line());
             }
             drop(writer.join().unwrap());
@@ -327,10 +327,10 @@ mod tests {
     #[test]
     fn requests_wait_for_a_client_that_does_not_read() {
         let (mut theirs, mut client) = pair();
-        client.answer(&"x".repeat(MAX_UNREAD + (4 << 20)));
+        client.answer(&"x".repeat(Limits::UNREAD + (4 << 20)));
         client.flush();
         theirs.set_nonblocking(true).unwrap();
-        let requests = b"0123456789\n".repeat(2 * MAX_REQUEST / 11);
+        let requests = b"0123456789\n".repeat(2 * Limits::REQUEST / 11);
         let mut sent = 0;
         while sent < requests.len() {
             match theirs.write(&requests[sent..]) {
@@ -340,7 +340,7 @@ mod tests {
             }
         }
         (0..9).for_each(|_| client.on_event(EventFlags::IN));
-        assert!(!client.is_ready() && client.input.len() == MAX_REQUEST + 1);
+        assert!(!client.is_ready() && client.input.len() == Limits::REQUEST + 1);
         assert_eq!(client.wants(), EventFlags::OUT);
         drop(theirs);
         client.on_event(EventFlags::HUP);

@@ -11,11 +11,12 @@ use engine::quota::allocation;
 use engine::timer::Instant;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use wire::domain::MAX_DOTTED_LEN;
 
+use super::Limits;
 use super::ask::{Answer, Ask, Place, SLOTS};
 use super::filter::Filter;
 use super::line::{Failure, Outcome};
-use crate::budgets::memory::Api as Limits;
 use crate::flow_log::{Line, seconds};
 
 /// Number of flows in a list, unless the client asks for another one.
@@ -63,7 +64,7 @@ fn micros(time: Duration) -> u64 {
 }
 
 /// Memory of a flow in a list, in bytes, without that of the [flow](engine::events::Flow::memory): with the name of a server.
-pub(crate) const ROW_BYTES: usize = size_of::<Row>() + allocation(253);
+pub(crate) const ROW_BYTES: usize = size_of::<Row>() + allocation(MAX_DOTTED_LEN);
 
 /// A flow of a list that is not sorted yet.
 #[derive(Debug)]

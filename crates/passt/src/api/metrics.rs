@@ -252,8 +252,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::api::Limits;
     use crate::api::ask::Files;
-    use crate::budgets::memory::Api as Limits;
     use crate::budgets::resources::Resources;
     use crate::budgets::{Budgets, Needs};
 

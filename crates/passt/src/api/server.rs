@@ -24,7 +24,7 @@ use super::job::{Context, Job, Step, no_capture};
 use super::line::{Failure, Outcome, Request, answer};
 use super::metrics::Shown;
 use super::registry::{Listening, Registered};
-use super::{MAX_DESCRIPTORS, MAX_REQUEST};
+use super::{Limits, MAX_DESCRIPTORS};
 use crate::errno::retry;
 use crate::event::rewatch;
 use crate::flow_log::{Line as LogLine, since_epoch};
@@ -327,7 +327,7 @@ impl Server {
             let Some(line) = self.clients.get_mut(&word).and_then(Client::next_line) else { return };
             match line {
                 Line::TooLong => {
-                    let message = format!("a request has at most {MAX_REQUEST} bytes");
+                    let message = format!("a request has at most {} bytes", Limits::REQUEST);
                     self.conclude(word, &Value::Null, &Err(Failure::new("too-long", message)));
                 }
                 Line::Whole(line) if line.trim_ascii().is_empty() => {}

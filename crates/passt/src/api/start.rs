@@ -11,7 +11,7 @@ use super::channel::{ShardEnd, channel};
 use super::entry::Entry;
 use super::registry::Registered;
 use super::server::Server;
-use super::{MAX_CLIENTS, METRICS_FILES, OWN_FILES};
+use super::{METRICS_FILES, OWN_FILES};
 
 /// What the thread starts with.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(crate) fn start(
 ) -> anyhow::Result<(ShardEnd, Ready)> {
     let (end, mut shard) = channel(about.limits.ring).context("can't make an eventfd for the API socket")?;
     let others = if metrics.is_some() { OWN_FILES + METRICS_FILES } else { OWN_FILES };
-    let most = files.saturating_sub(others).clamp(1, MAX_CLIENTS).min(about.limits.clients);
+    let most = files.saturating_sub(others).clamp(1, about.limits.clients);
     let mut server = Server::new(entry, metrics, end, about, most).context("can't watch the API socket")?;
     let (ready, started) = report();
     let run = move || {

@@ -17,8 +17,7 @@ use serde_json::{Value, json};
 use super::ask::{Place, SLOTS};
 use super::channel::{Content, Note, ShardEnd, channel};
 use super::server::Server;
-use super::{About, Answer, Ask, Entry, budget};
-use crate::budgets::memory::Api as Limits;
+use super::{About, Answer, Ask, Entry, Limits, budget};
 use crate::io::unix_socket;
 
 /// A server, and the channel to it.
