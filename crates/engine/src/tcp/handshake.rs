@@ -26,9 +26,9 @@ use crate::{
 /// The payload of segments above one page is a multiple of this page size, in bytes.
 const PAGE: u16 = 4096;
 
-/// The largest payload of a segment to or from `guest` that fits the link's MTU, in bytes. Above one page, it is rounded down to whole
-/// pages (behaviour §6.3). So it is a few bytes below the host's own maximum segment size. The host can then send each
-/// segment of the guest as one packet, and not as a full packet and a tiny one.
+/// The largest payload of a segment to or from `guest` that fits the link's MTU, in bytes. Above one page, it is rounded
+/// down to whole pages (behaviour §6.3). So it is a few bytes below the host's own maximum segment size. The host can then
+/// send each segment of the guest as one packet, and not as a full packet and a tiny one.
 fn largest_segment(guest: IpAddr, settings: &Settings) -> u16 {
     let v4 = guest.is_ipv4();
     let largest = settings.link_mtu(v4).saturating_sub(if v4 { 40 } else { 60 }).max(64);

@@ -15,6 +15,8 @@ use crate::{
     ranges::{Range, Ranges},
 };
 
+/// Maximum number of bytes from the first ready byte to the end of the window, in a queue.
+pub(super) const MAX_LEN: usize = 1 << 20;
 /// Length of a chunk in bytes.
 pub(super) const CHUNK_LEN: usize = 16 * 1024;
 /// Maximum number of free chunks that are kept. Other free chunks are returned to the allocator.
@@ -29,7 +31,7 @@ pub(super) const CHUNK_BYTES: usize = allocation(CHUNK_LEN)
     + 2 * allocation(2 * MAX_CHUNKS * size_of::<Option<Chunk>>())
     + allocation(MAX_RANGES * size_of::<Range>());
 /// Maximum number of chunks of a queue: the window that is offered, and a chunk that it does not begin with.
-const MAX_CHUNKS: usize = (1 << 20) / CHUNK_LEN + 1;
+const MAX_CHUNKS: usize = MAX_LEN / CHUNK_LEN + 1;
 
 type Chunk = Box<[u8]>;
 

@@ -7,7 +7,7 @@ use wire::{
 
 use super::{
     marks::Mark,
-    queue::{ChunkPool, ReceiveQueue},
+    queue::{self, ChunkPool, ReceiveQueue},
 };
 use crate::{
     allocation::Boxed,
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Maximum advertised window, in bytes. So it is also the maximum number of bytes that one connection can have queued.
-pub(super) const WINDOW: u32 = 1 << 20;
+pub(super) const WINDOW: u32 = queue::MAX_LEN as u32;
 /// The advertised window scale (RFC 7323): enough for [`WINDOW`] in 16 bits.
 pub(super) const WINDOW_SCALE: u8 = 5;
 const _: () = assert!(WINDOW >> WINDOW_SCALE <= 0xffff);
