@@ -1,14 +1,15 @@
 //! Flows: their identifiers, and the tables that store and find them.
 
+mod index;
+
 use alloc::vec::Vec;
 use core::{
     fmt,
-    hash::{BuildHasher, Hash, Hasher},
+    hash::{Hash, Hasher},
     net::{IpAddr, SocketAddr},
 };
 
-use hashbrown::HashTable;
-use siphasher::sip::SipHasher13;
+pub(crate) use index::{HashKey, Index};
 
 use crate::timer::Timers;
 
@@ -359,14 +360,20 @@ impl<T> Slots<T> {
     }
 }
 
+impl<T: Keyed> Slots<T> {
+    /// The key of the flow in the slot `index`.
+    fn key_at(&self, index: u32) -> Option<T::Key> {
+        self.at(index).map(|(_, flow)| flow.key())
+    }
+}
+
 /// Flows of one kind, found by id or by key.
 ///
 /// The keyed hash (SipHash) keeps a guest from choosing colliding flows.
 #[derive(Debug)]
 pub struct Flows<T> {
     slots: Slots<T>,
-    by_key: HashTable<u32>,
-    hash_key: HashKey,
+    by_key: Index,
 }
 
 /// An entry of a table that is found by a key.
@@ -381,7 +388,7 @@ impl<T: Keyed> Flows<T> {
     /// An empty table for at most `limit` flows. `hash_key` must be random.
     #[must_use]
     pub fn new(kind: Kind, limit: usize, hash_key: [u8; 16]) -> Self {
-        Self { slots: Slots::new(kind, limit), by_key: HashTable::new(), hash_key: HashKey(hash_key) }
+        Self { slots: Slots::new(kind, limit), by_key: Index::new(hash_key) }
     }
 
     /// The number of flows.
@@ -400,11 +407,8 @@ impl<T: Keyed> Flows<T> {
     /// if there is no memory.
     #[must_use]
     pub fn next_id(&mut self) -> Option<FlowId> {
-        let Self { slots, by_key, hash_key } = self;
-        let id = slots.next_id()?;
-        let rehash = |&index: &u32| slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()));
-        by_key.try_reserve(1, rehash).ok()?;
-        Some(id)
+        let id = self.slots.next_id()?;
+        self.by_key.reserve_next(|slot| self.slots.key_at(slot)).then_some(id)
     }
 
     /// Like [`Flows::next_id`], for a flow with a deadline: also reserves the memory for the deadline.
@@ -415,15 +419,12 @@ impl<T: Keyed> Flows<T> {
     }
 
     /// Memory of a slot and its place in the index, in bytes.
-    pub(crate) const BYTES: usize = Slots::<T>::BYTES + INDEX_BYTES;
+    pub(crate) const BYTES: usize = Slots::<T>::BYTES + Index::BYTES;
 
     /// Reserves memory for `flows` flows, so that neither the table nor its index grow. Returns false if there is none.
     #[must_use]
     pub(crate) fn reserve(&mut self, flows: usize) -> bool {
-        let Self { slots, by_key, hash_key } = self;
-        reserve_index(by_key, flows, |index| {
-            slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()))
-        }) && slots.reserve(flows)
+        self.by_key.reserve(flows, |slot| self.slots.key_at(slot)) && self.slots.reserve(flows)
     }
 
     /// Maximum number of flows.
@@ -444,21 +445,16 @@ impl<T: Keyed> Flows<T> {
         if self.next_id().is_none() {
             return Err(flow);
         }
-        let hash = self.hash_key.hash_one(flow.key());
+        let key = flow.key();
         let id = self.slots.insert(flow)?;
-        let (slots, hash_key) = (&self.slots, &self.hash_key);
-        let rehash = |&index: &u32| slots.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.key()));
-        self.by_key.insert_unique(hash, id.index, rehash);
+        self.by_key.insert(&key, id.index, |slot| self.slots.key_at(slot));
         Ok(id)
     }
 
     /// Removes a flow.
     pub fn remove(&mut self, id: FlowId) -> Option<T> {
         let flow = self.slots.remove(id)?;
-        let hash = self.hash_key.hash_one(flow.key());
-        if let Ok(entry) = self.by_key.find_entry(hash, |&index| index == id.index) {
-            entry.remove();
-        }
+        self.by_key.remove(&flow.key(), id.index);
         Some(flow)
     }
 
@@ -482,8 +478,7 @@ impl<T: Keyed> Flows<T> {
     /// The id of the flow with this key.
     #[must_use]
     pub fn find(&self, key: &T::Key) -> Option<FlowId> {
-        let same = |&index: &u32| self.slots.at(index).is_some_and(|(_, flow)| flow.key() == *key);
-        self.id_at(*self.by_key.find(self.hash_key.hash_one(key), same)?)
+        self.id_at(self.by_key.find(key, |slot| self.slots.key_at(slot))?)
     }
 
     /// The present flow of the slot `index`, with its id.
@@ -509,28 +504,6 @@ impl<T: Keyed> Flows<T> {
         count: u32,
     ) -> (impl Iterator<Item = (FlowId, &mut T)>, Option<u32>) {
         self.slots.page_mut(first, count)
-    }
-}
-
-/// Reserves memory in an index for `flows` flows. A table that is at most half full is cleaned in place when flows come and
-/// go. A fuller one would grow, and need memory for both tables meanwhile. Returns false if there is no memory.
-#[must_use]
-pub(crate) fn reserve_index(index: &mut HashTable<u32>, flows: usize, hash: impl Fn(u32) -> u64) -> bool {
-    index.try_reserve(2 * (flows + 1), |&slot| hash(slot)).is_ok()
-}
-
-/// Memory of a place in an index that has been [reserved](reserve_index), for each flow, in bytes: a slot and a byte in up
-/// to 32/7 as many places.
-pub(crate) const INDEX_BYTES: usize = ((size_of::<u32>() + 1) * 32).div_ceil(7);
-
-/// The key of the hash function (SipHash), for tables whose keys the guest or the network chooses.
-#[derive(Clone, Debug)]
-pub(crate) struct HashKey(pub(crate) [u8; 16]);
-
-impl BuildHasher for HashKey {
-    type Hasher = SipHasher13;
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_key(&self.0)
     }
 }
 
@@ -606,7 +579,7 @@ mod tests {
             let mut flows = Flows::new(Kind::Tcp, limit, [7; 16]);
             assert!(flows.reserve(limit));
             let memory = |flows: &Flows<Named>| {
-                flows.slots.slots.capacity() * size_of::<Entry<Named>>() + flows.by_key.allocation_size()
+                flows.slots.slots.capacity() * size_of::<Entry<Named>>() + flows.by_key.memory()
             };
             let before = memory(&flows);
             assert!(before <= limit * Flows::<Named>::BYTES + 64, "{before} bytes for {limit}");

@@ -1,17 +1,14 @@
 //! The flows of all UDP sockets.
 
 use core::{
-    hash::BuildHasher as _,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use hashbrown::HashTable;
-
 use super::{RoundNumber, check::CheckLimits, train::Extent};
 use crate::{
     events::{Account, How},
-    flow::{Endpoints, FlowId, Flows, HashKey, INDEX_BYTES, Keyed, Kind, reserve_index},
+    flow::{Endpoints, FlowId, Flows, Index, Keyed, Kind},
     host::Errno,
     idle::{Activity, Chain, Idle, Links, Timeouts},
     listing::{Lister, Page},
@@ -135,8 +132,7 @@ pub(super) enum Origin {
 pub(super) struct FlowTable {
     flows: Flows<Flow>,
     /// The slots of `flows`, by the key on the host's side.
-    by_peer: HashTable<u32>,
-    hash_key: HashKey,
+    by_peer: Index,
     /// The flows of each socket, as a list. The socket stores the ends of its list.
     by_socket: Links,
     /// Flows that the guest began.
@@ -146,12 +142,16 @@ pub(super) struct FlowTable {
     limits: Limits,
 }
 
+/// The key on the host's side of the flow in a slot.
+fn peer_key_at(flows: &Flows<Flow>, slot: u32) -> Option<PeerKey> {
+    flows.at(slot).map(|(_, flow)| flow.peer_key())
+}
+
 impl FlowTable {
     pub(super) fn new(limits: Limits, hash_key: [u8; 16]) -> Self {
         Self {
             flows: Flows::new(Kind::UdpFlow, usize::MAX, hash_key),
-            by_peer: HashTable::new(),
-            hash_key: HashKey(hash_key),
+            by_peer: Index::new(hash_key),
             by_socket: Links::default(),
             own: Idle::new(Some(limits.timeouts())),
             inbound: Idle::new(Some(limits.timeouts())),
@@ -162,13 +162,12 @@ impl FlowTable {
     /// Memory of a flow, in bytes, without its check: its slot, its deadline, the index of the host's side, and its places
     /// in two lists, each of which has the slots of all flows.
     pub(super) const BYTES: usize =
-        Flows::<Flow>::BYTES + Timers::<FlowId>::BYTES + INDEX_BYTES + 3 * Links::BYTES;
+        Flows::<Flow>::BYTES + Timers::<FlowId>::BYTES + Index::BYTES + 3 * Links::BYTES;
 
     /// Reserves memory for `flows` flows. Returns false if there is none.
     pub(super) fn reserve(&mut self, flows: usize) -> bool {
-        let Self { flows: table, by_peer, hash_key, by_socket, own, inbound, .. } = self;
-        let hash = |index| table.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
-        reserve_index(by_peer, flows, hash)
+        let Self { flows: table, by_peer, by_socket, own, inbound, .. } = self;
+        by_peer.reserve(flows, |slot| peer_key_at(table, slot))
             && by_socket.reserve_all(flows)
             && own.reserve_all(flows)
             && inbound.reserve_all(flows)
@@ -184,8 +183,7 @@ impl FlowTable {
     }
 
     pub(super) fn find_peer(&self, key: &PeerKey) -> Option<FlowId> {
-        let same = |&index: &u32| self.flows.at(index).is_some_and(|(_, flow)| flow.peer_key() == *key);
-        self.flows.id_at(*self.by_peer.find(self.hash_key.hash_one(key), same)?)
+        self.flows.id_at(self.by_peer.find(key, |slot| peer_key_at(&self.flows, slot))?)
     }
 
     pub(super) fn get(&self, id: FlowId) -> Option<&Flow> {
@@ -211,16 +209,14 @@ impl FlowTable {
     ) -> Option<FlowId> {
         let (key, begun) = (flow.peer_key(), flow.begun);
         let index = self.flows.next_timed_id(timers)?.index();
-        let Self { flows, by_peer, hash_key, .. } = self;
-        let rehash = |&index: &u32| flows.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
-        by_peer.try_reserve(1, rehash).ok()?;
-        if !self.by_socket.reserve(index) || !self.idle(begun).reserve(index) {
+        if !self.by_peer.reserve_next(|slot| peer_key_at(&self.flows, slot))
+            || !self.by_socket.reserve(index)
+            || !self.idle(begun).reserve(index)
+        {
             return None;
         }
         let id = self.flows.insert(flow).ok()?;
-        let Self { flows, by_peer, hash_key, .. } = self;
-        let rehash = |&index: &u32| flows.at(index).map_or(0, |(_, flow)| hash_key.hash_one(flow.peer_key()));
-        by_peer.insert_unique(hash_key.hash_one(key), id.index(), rehash);
+        self.by_peer.insert(&key, id.index(), |slot| peer_key_at(&self.flows, slot));
         self.by_socket.push(socket, id.index());
         self.idle(begun).join(id);
         Some(id)
@@ -326,10 +322,7 @@ impl FlowTable {
     ) -> Option<FlowId> {
         let mut flow = self.flows.remove(id)?;
         flow.account.close(how);
-        let hash = self.hash_key.hash_one(flow.peer_key());
-        if let Ok(entry) = self.by_peer.find_entry(hash, |&index| index == id.index()) {
-            entry.remove();
-        }
+        self.by_peer.remove(&flow.peer_key(), id.index());
         self.by_socket.unlink(socket, id.index());
         self.idle(flow.begun).leave(id, &mut flow.activity, timers);
         flow.check
