@@ -23,8 +23,6 @@ use side::Side;
 
 /// Time between two scans for ports in use. A change must take effect within a second.
 const INTERVAL: Duration = Duration::from_millis(950);
-/// Number of scans without a change after which failed ports are bound again.
-const RETRY: u32 = 16;
 
 /// The scanners of ports in use. They are opened before the process loses access to files: without sock_diag, a scanner
 /// reads /proc/net.
@@ -69,7 +67,7 @@ pub(crate) struct Forwarder {
     budget: Budget,
     /// When to make a scan that the budget did not allow. Indexed by the direction of the payload that caused the scan.
     owed: [Option<Instant>; 2],
-    until_retry: u32,
+    retry: Retry,
     /// The rules have changed since the last scan.
     changed: bool,
 }
@@ -91,7 +89,7 @@ impl Forwarder {
             cares: [false; 2],
             budget: Budget::full(Instant::from_micros(0)),
             owed: [None; 2],
-            until_retry: RETRY,
+            retry: Retry::FIRST,
             changed: false,
         };
         if let Some(enabled) = rules.restricted {
@@ -168,9 +166,7 @@ impl Forwarder {
                 changed |= scanner.scan();
             }
         }
-        self.until_retry = self.until_retry.saturating_sub(1);
-        if changed || self.until_retry == 0 {
-            self.until_retry = RETRY;
+        if self.retry.is_due(changed) {
             self.follow(&mut rx);
             self.focus();
         }
@@ -199,6 +195,33 @@ impl Forwarder {
             side::endpoint_ports(rx.udp).for_each(|port| ours.udp.insert(port));
             self.outbound.follow(host.in_use(), &ours, rx);
         }
+    }
+}
+
+/// When ports that could not be bound are tried again: 1, 2, 4, … scans after the last time, and after each change.
+#[derive(Debug)]
+struct Retry {
+    scans: u32,
+    /// The number of scans from the next time to the one after it.
+    then: u32,
+}
+
+impl Retry {
+    const FIRST: Self = Self { scans: 1, then: 2 };
+    /// Maximum number of scans from one time to the next.
+    const MAX: u32 = 16;
+
+    /// Counts a scan, which has found a change or none. Returns whether ports are to be bound.
+    const fn is_due(&mut self, changed: bool) -> bool {
+        self.scans = self.scans.saturating_sub(1);
+        let is_due = changed || self.scans == 0;
+        if changed {
+            *self = Self::FIRST;
+        } else if is_due {
+            let next = if 2 * self.then < Self::MAX { 2 * self.then } else { Self::MAX };
+            *self = Self { scans: self.then, then: next };
+        }
+        is_due
     }
 }
 
