@@ -46,6 +46,15 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Checks that something that began at `start` was logged `lines` times: at once, and then at most once a minute.
+///
+/// # Panics
+/// If it was not.
+pub(crate) fn assert_once_a_minute(lines: usize, start: Instant) {
+    let minutes = start.elapsed().as_secs() / 60;
+    assert!((1..=1 + minutes).contains(&(lines as u64)), "{lines} lines in {minutes} whole minutes");
+}
+
 /// Reports on the real standard error, which the test runner does not capture, that this test is skipped.
 ///
 /// # Panics
