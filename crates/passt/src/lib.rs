@@ -63,6 +63,7 @@ use std::process::ExitCode;
 mod api;
 pub mod budgets;
 mod capped_file;
+mod causes;
 pub mod cli;
 pub mod config;
 mod control;
@@ -84,6 +85,7 @@ mod process;
 mod shard;
 mod start;
 
+use causes::Causes;
 use config::{Config, Verbosity};
 use process::lifetime::{Exit, Lifetime};
 use process::stage::Boot;
@@ -112,7 +114,7 @@ pub fn main() -> ExitCode {
     match run(&config) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            log::error!("{error:#}");
+            log::error!("{}", Causes(&error));
             ExitCode::FAILURE
         }
     }

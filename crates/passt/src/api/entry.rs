@@ -7,6 +7,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::registry;
+use crate::causes::Causes;
 
 /// The socket by which clients come.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Entry {
     /// Listens in the registry, if there can be a socket of this process in it.
     pub(crate) fn registered() -> Option<Self> {
         registry::Listening::open(std::env::var_os("XDG_RUNTIME_DIR"))
-            .inspect_err(|error| log::debug!("No API socket: {error:#}"))
+            .inspect_err(|error| log::debug!("No API socket: {}", Causes(error)))
             .ok()
             .map(Self::Registered)
     }

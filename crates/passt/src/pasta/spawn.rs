@@ -23,6 +23,7 @@ use sys::signal::Inherited;
 use sys::spawn::{Cloned, Namespaces, fork_into};
 
 use super::names;
+use crate::causes::Causes;
 
 /// Maximum length of a host name that the kernel accepts, in octets.
 const HOST_NAME_MAX: usize = 64;
@@ -69,7 +70,7 @@ pub(crate) fn spawn(request: &Request<'_>) -> anyhow::Result<Spawned> {
         Cloned::Child => {
             drop(release);
             let Err(error) = become_command(request, ids, wait);
-            log::error!("{error:#}");
+            log::error!("{}", Causes(&error));
             std::process::exit(1);
         }
         Cloned::Parent { pid, pidfd } => {

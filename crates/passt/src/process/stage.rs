@@ -35,6 +35,7 @@ use super::sandbox::seccomp::{self, Role};
 use super::sandbox::{namespaces, root};
 use super::service::{PassedSockets, ServiceManager};
 use crate::api;
+use crate::causes::Causes;
 use crate::config::{ApiSocket, Config, GuestLink, Mode, Target, Userns};
 use crate::errno::retry;
 use crate::host;
@@ -321,9 +322,12 @@ impl Prepared {
     ) -> anyhow::Result<Confined> {
         if let Err(error) = replace_root(config, resolver, api) {
             let rules = FileRules::new([], []).with_context(|| {
-                format!("can't leave the file system ({error:#}), and Landlock is not there to deny it")
+                format!(
+                    "can't leave the file system ({}), and Landlock is not there to deny it",
+                    Causes(&error)
+                )
             })?;
-            log::info!("Can't replace the root directory ({error:#}): using Landlock instead");
+            log::info!("Can't replace the root directory ({}): using Landlock instead", Causes(&error));
             self.0.file_rules = Some(rules);
         }
         Ok(Confined(self.0))
