@@ -15,6 +15,7 @@ mod rpm;
 pub(crate) mod tool;
 mod tree;
 mod twice;
+mod version;
 
 use std::path::{Path, PathBuf};
 

@@ -84,6 +84,7 @@ pub mod plan;
 mod process;
 mod shard;
 mod start;
+mod version;
 
 use causes::Causes;
 use config::{Config, Verbosity};

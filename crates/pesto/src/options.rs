@@ -360,7 +360,7 @@ fn version() -> String {
         "pesto {}\npasst-rs, free software: you may change and redistribute it under the terms of the\n\
          Apache License 2.0 or of the MIT licence, as you choose. There is no warranty, to\n\
          the extent permitted by law.\n",
-        env!("CARGO_PKG_VERSION")
+        option_env!("PASST_RS_VERSION").unwrap_or(env!("CARGO_PKG_VERSION"))
     )
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 use super::contents::{self, Library};
-use super::{order, tool};
+use super::{order, tool, version};
 use crate::house::root;
 
 /// The programs. Each is one file.
@@ -77,6 +77,7 @@ pub(crate) fn compile(target: &str) -> anyhow::Result<(PathBuf, String)> {
     cargo
         .env("CARGO_ENCODED_RUSTFLAGS", flags(&folder)?)
         .env("CARGO_INCREMENTAL", "0")
+        .env("PASST_RS_VERSION", version::full(&root())?)
         .env_remove("RUSTFLAGS");
     if foreign(target).is_some() {
         // The compiler brings this linker, and the C library of these targets.

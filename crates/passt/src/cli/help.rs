@@ -47,7 +47,7 @@ pub(super) fn version(mode: Mode) -> String {
          Apache License 2.0 or of the MIT licence, as you choose. There is no warranty, to\n\
          the extent permitted by law.\n",
         mode.name(),
-        env!("CARGO_PKG_VERSION")
+        crate::version::VERSION
     )
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
     let title = format!(
         "{} {}: {} ({})",
         logger.program,
-        env!("CARGO_PKG_VERSION"),
+        crate::version::VERSION,
         program.display(),
         std::process::id()
     );
