@@ -169,8 +169,5 @@ fn run(config: &Config) -> anyhow::Result<Exit> {
         }
     }
     logging::limit_rates();
-    // What only the start has used.
-    sys::heap::trim();
-    sys::pages::release_code();
     shard.run(lifetime, resolvers)
 }

@@ -259,6 +259,9 @@ impl Shard {
             return Ok(exit);
         }
         let mut events = Vec::with_capacity(EVENTS);
+        // What only the start has used. Here, since even the return to a function of the start would map its pages again.
+        sys::heap::trim();
+        sys::pages::release_code();
         loop {
             self.wait(&mut events)?;
             let now = self.now();
