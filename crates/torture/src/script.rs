@@ -3,7 +3,11 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-/// The script for functions with these symbols, in this order.
+/// Functions that are not called while breakpoints are watched, but continue then: a thread waits in them.
+const WAITING: [&str; 1] = ["_RNvNtNtCs*_3std6thread9functions5sleep"];
+
+/// The script for functions with these symbols, in this order. Those that the compiler takes for cold are in sections of
+/// another name, `.text.unlikely.` and the symbol.
 pub(crate) fn script(symbols: &[String]) -> String {
     let mut text = "\
 /* The functions that the running phase calls, in the order of their first calls, side by side: the kernel maps code in pieces of
@@ -15,9 +19,10 @@ SECTIONS
 "
     .to_owned();
     let mut before = HashSet::new();
-    for pattern in symbols.iter().map(|symbol| pattern(symbol)) {
+    for pattern in WAITING.map(str::to_owned).into_iter().chain(symbols.iter().map(|symbol| pattern(symbol)))
+    {
         if !before.contains(&pattern) {
-            let _infallible = writeln!(text, "    *(.text.{pattern})");
+            let _infallible = writeln!(text, "    *(.text*.{pattern})");
             before.insert(pattern);
         }
     }
@@ -74,6 +79,8 @@ mod tests {
         let symbols = ["b", "_RNvCs1_1a1b", "_RNvCs2_1a1b"].map(str::to_owned);
         let script = script(&symbols);
         let lines: Vec<&str> = script.lines().filter(|line| line.contains("*(")).map(str::trim).collect();
-        assert_eq!(lines, ["*(.text.b)", "*(.text._RNvCs*_1a1b)"]);
+        let [.., first, second] = lines[..] else { panic!("{script}") };
+        assert_eq!(lines.len(), WAITING.len() + 2);
+        assert_eq!([first, second], ["*(.text*.b)", "*(.text*._RNvCs*_1a1b)"]);
     }
 }

@@ -126,8 +126,9 @@ pub(crate) fn run(
     session.start_servers()?;
     session.start_guests_servers()?;
     if functions {
-        // First what the program does at rest, then what every flow needs.
+        // First what the program does at rest, then what every connection needs, then what every flow needs.
         std::thread::sleep(IDLE * 3);
+        session.connections()?;
         session.short_traffic()?;
     }
     session.traffic()?;
@@ -318,6 +319,17 @@ impl Session {
         }
         running.extend(self.machine.as_ref().map(Machine::disturb));
         join(running)
+    }
+
+    /// Connections through the link, one after the other: short ones, then those that wait for messages.
+    fn connections(&self) -> anyhow::Result<()> {
+        for work in [Work::Bulk { up: 1, down: 1 }, Work::Paced] {
+            for (group, place, to) in self.tcp().filter(|(group, ..)| ["out", "in"].contains(group)) {
+                let client = self.opens(group);
+                join(vec![self.client(group, place, move || client(to, work))])?;
+            }
+        }
+        Ok(())
     }
 
     fn datagrams(&self) -> Vec<Running> {

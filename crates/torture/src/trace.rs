@@ -137,7 +137,8 @@ fn trace(
     let child = command.spawn().context("can't start the program")?;
     let pid = Pid::from_raw(child.id().cast_signed());
     let end = Instant::now() + START;
-    while !ready.exists() {
+    // Breakpoints that are set before the event loop begins are lost (`sys::pages::release_code`).
+    while !ready.exists() || matches!(task, Task::Functions) && !waits_for_events(pid) {
         if let status @ (WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
             waitpid(pid, Some(WaitPidFlag::WNOHANG))?
         {
@@ -165,6 +166,13 @@ fn trace(
     }
     sender.send(pid.as_raw())?;
     tracer.run()
+}
+
+/// Whether the main thread of a process waits for events.
+fn waits_for_events(pid: Pid) -> bool {
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let number = call.split(' ').next().and_then(|number| number.parse().ok());
+    number.and_then(call_of).is_some_and(|(name, _)| name.starts_with("epoll_"))
 }
 
 struct Tracer {

@@ -14,11 +14,12 @@ use crate::house::root;
 /// The script, below the root of the workspace.
 pub(crate) const SCRIPT: &str = "crates/passt/running.ld";
 
-/// The compiler's flags for the order. The script names functions with their types, as v0 symbols have them.
+/// The compiler's flags for the order. The script names functions with their types, as v0 symbols have them. The program is
+/// loaded at a multiple of the pieces in which the kernel maps code: else each address of the program has other pieces.
 ///
 /// # Errors
 /// The script can't be read, or copied to `folder`.
-pub(super) fn flags(folder: &Path) -> anyhow::Result<[OsString; 2]> {
+pub(super) fn flags(folder: &Path) -> anyhow::Result<[OsString; 4]> {
     let script = std::fs::read_to_string(root().join(SCRIPT)).with_context(|| format!("no {SCRIPT}"))?;
     let mut hasher = DefaultHasher::new();
     script.hash(&mut hasher);
@@ -27,7 +28,8 @@ pub(super) fn flags(folder: &Path) -> anyhow::Result<[OsString; 2]> {
     std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&copy, script))?;
     let mut link = OsString::from("-Clink-arg=-T");
     link.push(copy);
-    Ok(["-Csymbol-mangling-version=v0".into(), link])
+    let aligned = "-Clink-arg=max-page-size=65536".into();
+    Ok(["-Csymbol-mangling-version=v0".into(), link, "-Clink-arg=-z".into(), aligned])
 }
 
 /// Checks that the script names the functions of a program that was built: those of another compiler can have other symbols.
@@ -54,7 +56,7 @@ pub(super) fn check(program: &Path) -> anyhow::Result<()> {
 
 /// The pattern of a line of the script.
 fn pattern(line: &str) -> Option<&str> {
-    line.trim().strip_prefix("*(.text.")?.strip_suffix(')')
+    line.trim().strip_prefix("*(.text*.")?.strip_suffix(')')
 }
 
 /// Whether a symbol matches a pattern, in which `*` stands for any text.
