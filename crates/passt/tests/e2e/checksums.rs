@@ -68,7 +68,7 @@ fn packet(frame: &[u8]) -> Option<Packet<'_>> {
 /// A `passt` in the foreground that prints its counters.
 fn counting(net: &Net, args: &[&str]) -> Running {
     let (path, pid) = (net.path("guest.socket"), net.path("passt.pid"));
-    let own = [env!("CARGO_BIN_EXE_passt"), "-f", "--stats", "1", "--pid", &pid, "--socket", &path];
+    let own = [&passt_path()[..], "-f", "--stats", "1", "--pid", &pid, "--socket", &path];
     let passt = net.host.start(&[&own[..], args].concat());
     wait_until("the PID file", || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
     passt

@@ -5,7 +5,7 @@
 //! killed. Sockets in any namespace are ordinary `std::net` values in the test.
 //!
 //! Environment:
-//! - `PASTA_UNDER_TEST`: the program to test instead of this workspace's `pasta`;
+//! - `PASTA_UNDER_TEST`: the program to test instead of this workspace's `pasta`; `passt` is beside it;
 //! - `SLIRP4NETNS_UNDER_TEST`: the program to test instead of this workspace's `slirp4netns`;
 //! - `PASTA_UNDER_TEST_ARGS`: arguments that come before the arguments of each test, separated by blanks;
 //! - `PASTA_UNDER_TEST_LOG`: if set, the program runs with `--trace` and a log file, which a failing test prints;

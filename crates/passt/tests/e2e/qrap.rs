@@ -5,7 +5,7 @@ use crate::harness::*;
 /// A network with an empty `/tmp`, and with `qrap` and `passt` in `/run`.
 fn set_up() -> Option<Net> {
     let net = Net::new()?;
-    let (passt, qrap) = (env!("CARGO_BIN_EXE_passt"), companion("qrap"));
+    let (passt, qrap) = (passt_path(), companion("qrap"));
     net.host.sh(&format!("cp {passt} {qrap} /run/; mount -t tmpfs tmpfs /tmp"));
     Some(net)
 }

@@ -273,8 +273,8 @@ fn frames_can_arrive_in_pieces_of_any_length_r51() {
 fn a_short_frame_is_dropped_and_counted() {
     let Some(net) = Net::new() else { return };
     let (path, pid) = (net.path("guest.socket"), net.path("passt.pid"));
-    let program = env!("CARGO_BIN_EXE_passt");
-    let mut passt = net.host.start(&[program, "-f", "--stats", "1", "--pid", &pid, "--socket", &path]);
+    let program = passt_path();
+    let mut passt = net.host.start(&[&program, "-f", "--stats", "1", "--pid", &pid, "--socket", &path]);
     wait_until("the PID file", || std::fs::read_to_string(&pid).is_ok_and(|text| text.ends_with('\n')));
     let mut socket = connect(&net);
     for len in 0..14_u32 {
@@ -389,7 +389,7 @@ fn a_socket_in_use_is_not_replaced() {
     let Some(net) = Net::new() else { return };
     let (passt, _socket) = start(&net, &[]);
     let path = net.path("guest.socket");
-    let second = net.host.run(&[env!("CARGO_BIN_EXE_passt"), "-f", "--socket", &path]);
+    let second = net.host.run(&[&passt_path(), "-f", "--socket", &path]);
     assert_eq!(second.code(), 1);
     assert!(second.stderr.contains(&format!("Socket path {path} already in use")), "{}", second.stderr);
     passt.terminate();

@@ -45,7 +45,7 @@ fn forwarding_rules() {
     // Nothing changes if a part can't be applied.
     let _busy = net.host.listen((any(HOST[0]), 7009));
     for (request, arguments, code, message) in [
-        ("rules.add", rule("7003,7009"), "refused", "Address already in use"),
+        ("rules.add", rule("7003,7009"), "refused", IN_USE),
         ("rules.delete", rule("7000"), "refused", "Couldn't find forwarding rule"),
         ("rules.add", rule("x"), "refused", "Invalid"),
         ("rules.replace", json!({}), "invalid-arguments", "missing field `rules`"),

@@ -86,7 +86,7 @@ fn pesto_finds_instances_by_their_process_ids() {
 
     let socket = net.path("vm.socket");
     let pid_file = net.path("passt.pid");
-    let passt = [env!("CARGO_BIN_EXE_passt"), "--socket", &socket, "--pid", &pid_file];
+    let passt = [&passt_path(), "--socket", &socket, "--pid", &pid_file];
     runtime.run_in(&net.host, &passt).ok();
     let passt: u32 = fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap();
     let mut pids: Vec<_> = runtime.list().iter().map(|one| one["pid"].as_u64().unwrap()).collect();

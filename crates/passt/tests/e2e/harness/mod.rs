@@ -46,6 +46,9 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The end of the message that a port is in use, without the words of the C library.
+pub(crate) const IN_USE: &str = "in use (os error 98)";
+
 /// Checks that something that began at `start` was logged `lines` times: at once, and then at most once a minute.
 ///
 /// # Panics

@@ -36,6 +36,11 @@ pub(crate) fn path() -> String {
     std::env::var("PASTA_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_pasta").to_owned())
 }
 
+/// The path of `passt`, which is beside `pasta`.
+pub(crate) fn passt_path() -> String {
+    Path::new(&path()).with_file_name("passt").to_str().unwrap().to_owned()
+}
+
 /// A `pasta` or `passt` in the background that is ready to serve its guest.
 pub(crate) struct Daemon<'a> {
     net: &'a Net,
@@ -193,7 +198,7 @@ impl Net {
     /// Starts `passt`, which must go to the background by itself.
     pub(crate) fn passt(&self, args: &[&str]) -> Daemon<'_> {
         let pid_file = self.path("passt.pid");
-        let end = self.host.run(&[&[env!("CARGO_BIN_EXE_passt"), "--pid", &pid_file], args].concat());
+        let end = self.host.run(&[&[&passt_path()[..], "--pid", &pid_file], args].concat());
         assert!(end.status.success(), "passt {args:?}: {end:#?}");
         let pid = std::fs::read_to_string(&pid_file).unwrap();
         Daemon { net: self, pid: pid.trim().parse().unwrap() }
