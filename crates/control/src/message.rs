@@ -79,6 +79,22 @@ impl Capabilities {
         }
     }
 
+    /// The capabilities that have a name.
+    const NAMES: [(Self, &'static str); 7] = [
+        (Self::IPV4, "IPv4"),
+        (Self::IPV6, "IPv6"),
+        (Self::TCP, "TCP"),
+        (Self::UDP, "UDP"),
+        (Self::SCAN, "scan"),
+        (Self::IFNAME, "ifname"),
+        (Self::POLICY, "policy"),
+    ];
+
+    /// The names of the set capabilities, as `pesto` prints them.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES.into_iter().filter(move |(bit, _)| self.contains(*bit)).map(|(_, name)| name)
+    }
+
     /// The capabilities for the enabled families and protocols.
     #[must_use]
     pub fn of(enabled: Enabled) -> Self {

@@ -11,7 +11,6 @@ use control::policy;
 use control::reply::{self, Reply};
 
 use crate::output::report;
-use crate::tables;
 
 /// How long to wait for the server. The server serves one client at a time, so it may serve other clients first.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -144,7 +143,7 @@ fn receive(mut stream: &UnixStream, silent: impl FnOnce()) -> Result<Vec<Announc
 
 /// A table in one line.
 fn summary(table: &Announced) -> String {
-    let names: Vec<&str> = tables::capabilities(table.capabilities).collect();
+    let names: Vec<&str> = table.capabilities.names().collect();
     format!(
         "PIF {}: {}, {} rules, capabilities {:#x}: {}",
         table.pif.0,

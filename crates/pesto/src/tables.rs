@@ -1,11 +1,13 @@
 //! Output of tables: text and JSON.
 
-use std::fmt::{self, Display, Write};
+use std::borrow::Cow;
+use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 
-use engine::forward::Rule;
+use serde::Serialize;
 
-use control::message::{Announced, Capabilities};
+use control::message::Announced;
 
 /// A title, and tables in the format of the C implementation.
 pub(super) fn text(title: &str, path: &Path, tables: &[Announced]) -> String {
@@ -22,116 +24,90 @@ pub(super) fn text(title: &str, path: &Path, tables: &[Announced]) -> String {
 
 /// A JSON object with the tables of `path`.
 pub(super) fn json(path: &Path, tables: &[Announced]) -> String {
-    format!("{{\"path\":{},\"tables\":{}}}\n", Quoted(&path.to_string_lossy()), Tables(tables))
+    Configuration { path: path.to_string_lossy(), previous: None, tables: shown(tables) }.line()
 }
 
 /// A JSON object with the tables of `path` before and after a change.
 pub(super) fn changed_json(path: &Path, previous: &[Announced], updated: &[Announced]) -> String {
-    format!(
-        "{{\"path\":{},\"previous\":{},\"tables\":{}}}\n",
-        Quoted(&path.to_string_lossy()),
-        Tables(previous),
-        Tables(updated)
-    )
+    let previous = Some(shown(previous));
+    Configuration { path: path.to_string_lossy(), previous, tables: shown(updated) }.line()
 }
 
-/// The names of the set capabilities.
-pub(super) fn capabilities(capabilities: Capabilities) -> impl Iterator<Item = &'static str> {
-    let names = [
-        (Capabilities::IPV4, "IPv4"),
-        (Capabilities::IPV6, "IPv6"),
-        (Capabilities::TCP, "TCP"),
-        (Capabilities::UDP, "UDP"),
-        (Capabilities::SCAN, "scan"),
-        (Capabilities::IFNAME, "ifname"),
-        (Capabilities::POLICY, "policy"),
-    ];
-    names.into_iter().filter(move |(bit, _)| capabilities.contains(*bit)).map(|(_, name)| name)
+fn shown(tables: &[Announced]) -> Vec<Table<'_>> {
+    tables.iter().map(Table::of).collect()
 }
 
-struct Tables<'a>(&'a [Announced]);
+/// What is printed. The order of the fields is that of the output.
+#[derive(Serialize)]
+struct Configuration<'a> {
+    path: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous: Option<Vec<Table<'a>>>,
+    tables: Vec<Table<'a>>,
+}
 
-impl Display for Tables<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        list(f, self.0, |f, table| {
-            write!(f, "{{\"name\":{},\"capabilities\":", Quoted(&table.name))?;
-            list(f, capabilities(table.capabilities), |f, name| Quoted(name).fmt(f))?;
-            f.write_str(",\"rules\":")?;
-            list(f, &table.rules, json_rule)?;
-            f.write_char('}')
-        })
+#[derive(Serialize)]
+struct Table<'a> {
+    name: &'a str,
+    capabilities: Vec<&'static str>,
+    rules: Vec<Rule<'a>>,
+}
+
+#[derive(Serialize)]
+struct Rule<'a> {
+    protocol: String,
+    address: Option<IpAddr>,
+    interface: Option<&'a str>,
+    first: u16,
+    last: u16,
+    target_address: Option<IpAddr>,
+    target_first: u16,
+    target_last: u16,
+    best_effort: bool,
+    auto: bool,
+}
+
+impl Configuration<'_> {
+    fn line(&self) -> String {
+        // Strings, numbers and lists always have a representation.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 }
 
-fn json_rule(f: &mut fmt::Formatter<'_>, rule: &Rule) -> fmt::Result {
-    let target = rule.target_ports();
-    write!(
-        f,
-        "{{\"protocol\":\"{}\",\"address\":{},\"interface\":{},\"first\":{},\"last\":{},\"target_address\":{},\
-         \"target_first\":{},\"target_last\":{},\"best_effort\":{},\"auto\":{}}}",
-        rule.protocol,
-        Optional(rule.listen.addr),
-        Optional(rule.listen.interface.as_ref()),
-        rule.ports.first(),
-        rule.ports.last(),
-        Optional(rule.target_addr),
-        target.first(),
-        target.last(),
-        rule.best_effort,
-        rule.scan,
-    )
-}
-
-fn list<T>(
-    f: &mut fmt::Formatter<'_>,
-    items: impl IntoIterator<Item = T>,
-    mut item: impl FnMut(&mut fmt::Formatter<'_>, T) -> fmt::Result,
-) -> fmt::Result {
-    f.write_char('[')?;
-    for (index, value) in items.into_iter().enumerate() {
-        if index > 0 {
-            f.write_char(',')?;
-        }
-        item(f, value)?;
-    }
-    f.write_char(']')
-}
-
-/// A JSON string, or null.
-struct Optional<T>(Option<T>);
-
-impl<T: Display> Display for Optional<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(value) => Quoted(&value.to_string()).fmt(f),
-            None => f.write_str("null"),
+impl<'a> Table<'a> {
+    fn of(table: &'a Announced) -> Self {
+        Self {
+            name: &table.name,
+            capabilities: table.capabilities.names().collect(),
+            rules: table.rules.iter().map(Rule::of).collect(),
         }
     }
 }
 
-/// A JSON string (RFC 8259 §7).
-struct Quoted<'a>(&'a str);
-
-impl Display for Quoted<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_char('"')?;
-        for character in self.0.chars() {
-            match character {
-                '"' | '\\' => write!(f, "\\{character}")?,
-                control if u32::from(control) < 0x20 => write!(f, "\\u{:04x}", u32::from(control))?,
-                other => f.write_char(other)?,
-            }
+impl<'a> Rule<'a> {
+    fn of(rule: &'a engine::forward::Rule) -> Self {
+        let target = rule.target_ports();
+        Self {
+            protocol: rule.protocol.to_string(),
+            address: rule.listen.addr,
+            interface: rule.listen.interface.as_deref(),
+            first: rule.ports.first(),
+            last: rule.ports.last(),
+            target_address: rule.target_addr,
+            target_first: target.first(),
+            target_last: target.last(),
+            best_effort: rule.best_effort,
+            auto: rule.scan,
         }
-        f.write_char('"')
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use engine::forward::{Listen, PortRange, Protocol};
+    use engine::forward::{Listen, PortRange, Protocol, Rule};
 
-    use super::*;
-    use control::message::Pif;
+    use super::{Announced, Path, changed_json, json, text};
+    use control::message::{Capabilities, Pif};
 
     fn table() -> Announced {
         let rule = Rule {
@@ -160,7 +136,7 @@ mod tests {
     fn json_of_tables() {
         assert_eq!(
             json(Path::new("/a\"b\n"), &[table()]),
-            "{\"path\":\"/a\\\"b\\u000a\",\"tables\":[{\"name\":\"HOST\",\
+            "{\"path\":\"/a\\\"b\\n\",\"tables\":[{\"name\":\"HOST\",\
              \"capabilities\":[\"IPv4\",\"TCP\",\"scan\"],\"rules\":[{\"protocol\":\"TCP\",\
              \"address\":\"127.0.0.1\",\"interface\":\"lo\",\"first\":80,\"last\":81,\"target_address\":null,\
              \"target_first\":8080,\"target_last\":8081,\"best_effort\":false,\"auto\":true}]}]}\n"
