@@ -96,10 +96,12 @@ pub(crate) enum Answer {
     Ended(bool),
     /// To [`Ask::Rules`].
     Rules(Vec<Announced>),
-    /// To [`Ask::Change`] and [`Ask::Replace`]: a remark, or the reason why nothing has changed.
-    Changed(Result<String, String>),
+    /// To [`Ask::Change`]: the tables, or the reason why nothing has changed.
+    Changed(Result<Box<Changed>, String>),
     /// To [`Ask::Policy`].
     Policy(PolicyPart),
+    /// To [`Ask::Replace`]: a remark, or the reason why nothing has changed.
+    Replaced(Result<String, String>),
     /// To [`Ask::Why`].
     Why(Result<Box<Route>, String>),
     /// To [`Ask::Names`]: addresses with their names, and the next slot, if there are more slots.
@@ -173,6 +175,17 @@ pub(crate) struct Present {
     pub(crate) addresses: Vec<IpAddr>,
     /// Whether there are rules about destinations, and whether they are only an audit.
     pub(crate) policy: Option<bool>,
+}
+
+/// A change of the forwarding rules.
+#[derive(Debug)]
+pub(crate) struct Changed {
+    /// What the client should know about it.
+    pub(crate) remark: String,
+    /// The rules before.
+    pub(crate) previous: Vec<Announced>,
+    /// The rules in force now.
+    pub(crate) tables: Vec<Announced>,
 }
 
 /// Part of the rules about destinations.

@@ -22,8 +22,8 @@ use crate::logging;
 use control::edit::Change;
 
 /// The names of all requests, for messages.
-const NAMES: &str = "config, stats, flows, flow.end, rules, rules.add, rules.delete, rules.replace, policy, \
-                     policy.replace, why, dns, neighbours, log.level, metrics, capture.start, capture.stop, subscribe, unsubscribe";
+const NAMES: &str = "config, stats, flows, flow.end, rules, rules.change, rules.add, rules.delete, rules.replace, \
+                     policy, policy.replace, why, dns, neighbours, log.level, metrics, capture.start, capture.stop, subscribe, unsubscribe";
 
 /// The next step of a request.
 pub(super) enum Step {
@@ -93,6 +93,26 @@ struct Rules {
     rules: Vec<Ports>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Changes {
+    changes: Vec<RuleChange>,
+}
+
+/// A change of the forwarding rules, as an option of `pesto`.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RuleChange {
+    /// The rules after it are added.
+    Add,
+    /// The rules after it are deleted.
+    Delete,
+    /// The table with this name is emptied.
+    Clear(String),
+    /// A rule that is added or deleted. Without one of these before it, the first one empties the table.
+    Rule(Ports),
+}
+
 /// A forwarding rule, as the options `-t`, `-u`, `-T` and `-U` have it.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,9 +167,10 @@ impl Job {
                 .map(|mut list| (Step::Ask(list.ask()), Self::Flows(Box::new(list)))),
             "flow.end" => end(request),
             "metrics" => request.arguments().and_then(|Nothing {}| metrics(Wrapping::Json)),
-            "rules.add" => change(request, false, Change::Add),
-            "rules.delete" => change(request, false, Change::Delete),
-            "rules.replace" => change(request, true, Change::Add),
+            "rules.change" => request.arguments().and_then(|Changes { changes }| change(false, changes)),
+            "rules.add" => change_all(request, false, RuleChange::Add),
+            "rules.delete" => change_all(request, false, RuleChange::Delete),
+            "rules.replace" => change_all(request, true, RuleChange::Add),
             "policy" => request.arguments().map(|From { first }| {
                 let first = first as usize;
                 (Step::Ask(Ask::Policy(first)), Self::Policy(first, Vec::new()))
@@ -295,8 +316,9 @@ fn plain_result(answer: Answer, about: &About) -> Outcome {
         Answer::Counts(counts) => results::counts(&counts),
         Answer::Rules(tables) => results::rules(&tables),
         Answer::Neighbours(list) => results::neighbours(&list),
-        Answer::Changed(Ok(remark)) => Ok(json!({ "remark": remark }).to_string()),
-        Answer::Changed(Err(reason)) => Err(Failure::new("refused", reason)),
+        Answer::Changed(Ok(changed)) => results::changed(&changed),
+        Answer::Replaced(Ok(remark)) => Ok(json!({ "remark": remark }).to_string()),
+        Answer::Changed(Err(reason)) | Answer::Replaced(Err(reason)) => Err(Failure::new("refused", reason)),
         _ => Err(Failure::new("internal", "the answer does not belong to the request")),
     }
 }
@@ -321,24 +343,44 @@ fn metrics(wrapping: Wrapping) -> Begun {
     Ok((Step::Ask(Ask::Counts), Job::Metrics(Box::new(list), None, wrapping)))
 }
 
-fn change(request: &Request, replaces: bool, mode: Change) -> Begun {
+/// A change of the same kind by all rules of the request.
+fn change_all(request: &Request, replaces: bool, mode: RuleChange) -> Begun {
     let Rules { rules } = request.arguments()?;
-    let mut changes = vec![mode];
-    for Ports { direction, protocol, ports } in rules {
-        let direction = match &direction[..] {
+    change(replaces, [mode].into_iter().chain(rules.into_iter().map(RuleChange::Rule)))
+}
+
+fn change(replaces: bool, changes: impl IntoIterator<Item = RuleChange>) -> Begun {
+    let changes = changes.into_iter().map(|change| match change {
+        RuleChange::Add => Ok(Change::Add),
+        RuleChange::Delete => Ok(Change::Delete),
+        RuleChange::Clear(table) => Ok(Change::Clear(table)),
+        RuleChange::Rule(ports) => ports.change(),
+    });
+    let changes = changes.collect::<Result<_, _>>()?;
+    Ok((Step::Ask(Ask::Change { replaces, changes }), Job::Plain))
+}
+
+impl Ports {
+    fn change(self) -> Result<Change, Failure> {
+        let direction = match &self.direction[..] {
             "inbound" => Direction::Inbound,
             "outbound" => Direction::Outbound,
             _ => return Err(Failure::new("invalid-arguments", "direction: inbound or outbound")),
         };
-        let protocol = match &protocol[..] {
+        let protocol = match &self.protocol[..] {
             "tcp" => engine::forward::Protocol::Tcp,
             "udp" => engine::forward::Protocol::Udp,
             _ => return Err(Failure::new("invalid-arguments", "protocol: tcp or udp")),
         };
-        let typed_as = request.name.clone();
-        changes.push(Change::Ports { direction, protocol, spec: ports, typed_as });
+        // Messages name the option.
+        let typed_as = match (direction, protocol) {
+            (Direction::Inbound, engine::forward::Protocol::Tcp) => "-t",
+            (Direction::Inbound, engine::forward::Protocol::Udp) => "-u",
+            (Direction::Outbound, engine::forward::Protocol::Tcp) => "-T",
+            (Direction::Outbound, engine::forward::Protocol::Udp) => "-U",
+        };
+        Ok(Change::Ports { direction, protocol, spec: self.ports, typed_as: typed_as.into() })
     }
-    Ok((Step::Ask(Ask::Change { replaces, changes }), Job::Plain))
 }
 
 fn replace(request: &Request) -> Begun {

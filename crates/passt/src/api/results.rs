@@ -9,7 +9,7 @@ use engine::names::Known;
 use serde_json::{Value, json};
 use wire::ethernet::Mac;
 
-use super::ask::{self, About, Counts, PolicyPart, Present, Route};
+use super::ask::{self, About, Changed, Counts, PolicyPart, Present, Route};
 use super::line::Outcome;
 use crate::flow_log::seconds;
 use control::message::{Announced, Pif};
@@ -147,16 +147,30 @@ fn dropped(drops: &Drops) -> Value {
 }
 
 /// The result of `rules`.
-pub(super) fn rules(tables: &[Announced]) -> Outcome {
-    let tables: Vec<Value> = tables
-        .iter()
-        .map(|table| {
-            let direction = if table.pif == Pif::HOST { "inbound" } else { "outbound" };
-            let rules: Vec<Value> = table.rules.iter().map(rule).collect();
-            json!({ "name": table.name, "direction": direction, "rules": rules })
+pub(super) fn rules(announced: &[Announced]) -> Outcome {
+    Ok(json!({ "tables": tables(announced) }).to_string())
+}
+
+/// The result of a change of the forwarding rules.
+pub(super) fn changed(changed: &Changed) -> Outcome {
+    Ok(json!({
+        "remark": changed.remark,
+        "previous": tables(&changed.previous),
+        "tables": tables(&changed.tables),
+    })
+    .to_string())
+}
+
+fn tables(tables: &[Announced]) -> Vec<Value> {
+    let table = |table: &Announced| {
+        json!({
+            "name": table.name,
+            "direction": if table.pif == Pif::HOST { "inbound" } else { "outbound" },
+            "capabilities": table.capabilities.names().collect::<Vec<_>>(),
+            "rules": table.rules.iter().map(rule).collect::<Vec<_>>(),
         })
-        .collect();
-    Ok(json!({ "tables": tables }).to_string())
+    };
+    tables.iter().map(table).collect()
 }
 
 fn rule(rule: &engine::forward::Rule) -> Value {

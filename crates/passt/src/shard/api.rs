@@ -13,7 +13,8 @@ use rustix::event::epoll::EventFlags;
 use super::Shard;
 use super::outcomes::Outcomes;
 use crate::api::ask::{
-    self, Counts, Files, Lag, Listing, NAMES, Place, PolicyPart, Present, RULES, Route, SLOTS, Traffic,
+    self, Changed, Counts, Files, Lag, Listing, NAMES, Place, PolicyPart, Present, RULES, Route, SLOTS,
+    Traffic,
 };
 use crate::api::{About, Answer, Ask, Content, Note, ShardEnd};
 use crate::config::{Config, GuestLink, Mode, Target};
@@ -161,9 +162,11 @@ impl Shard {
                 let enabled = self.api.as_ref().map_or(Enabled::ALL, |api| api.setup.enabled);
                 Answer::Rules(self.forwarder.announce(enabled))
             }
-            Ask::Change { replaces, changes } => Answer::Changed(self.change_rules(replaces, &changes, now)),
+            Ask::Change { replaces, changes } => {
+                Answer::Changed(self.change_rules(replaces, &changes, now).map(Box::new))
+            }
             Ask::Policy(first) => Answer::Policy(self.policy_from(first)),
-            Ask::Replace(policy) => Answer::Changed(self.replace_policy(*policy, now)),
+            Ask::Replace(policy) => Answer::Replaced(self.replace_policy(*policy, now)),
             Ask::Why { protocol, guest, remote } => {
                 Answer::Why(self.why(protocol, guest, remote, now).map(Box::new))
             }
@@ -198,20 +201,23 @@ impl Shard {
         ended
     }
 
-    fn change_rules(&mut self, replaces: bool, changes: &[Change], now: Instant) -> Result<String, String> {
+    fn change_rules(&mut self, replaces: bool, changes: &[Change], now: Instant) -> Result<Changed, String> {
         let Some(ApiSetup { enabled, ephemeral, .. }) = self.api.as_ref().map(|api| api.setup) else {
             return Err("there is no API socket".into());
         };
-        let mut tables = self.forwarder.announce(enabled);
+        let previous = self.forwarder.announce(enabled);
+        let mut tables = previous.clone();
         if replaces {
             tables.iter_mut().for_each(|table| table.rules.clear());
         }
         let mut editor = Editor::new(tables, ephemeral);
         changes.iter().try_for_each(|change| editor.apply(change))?;
         let warnings = editor.warnings().join("\n");
-        let tables = editor.finish().into_iter().map(|table| (table.pif, table.rules));
-        let remark = self.update_rules(&Update(tables.collect()), enabled, now)?;
-        Ok([warnings, remark].into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("\n"))
+        let tables = editor.finish();
+        let update = tables.iter().map(|table| (table.pif, table.rules.clone())).collect();
+        let remark = self.update_rules(&Update(update), enabled, now)?;
+        let remarks: Vec<_> = [warnings, remark].into_iter().filter(|text| !text.is_empty()).collect();
+        Ok(Changed { remark: remarks.join("\n"), previous, tables })
     }
 
     fn policy_from(&self, first: usize) -> PolicyPart {

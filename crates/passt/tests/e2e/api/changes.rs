@@ -50,6 +50,20 @@ fn forwarding_rules() {
         ("rules.add", rule("x"), "refused", "Invalid"),
         ("rules.replace", json!({}), "invalid-arguments", "missing field `rules`"),
         ("rules.add", json!({ "rules": [{ "direction": "in" }] }), "invalid-arguments", "missing field"),
+        (
+            "rules.change",
+            json!({ "changes": [{ "clear": "HOST" }, rule("7009")["rules"][0]] }),
+            "invalid-arguments",
+            "expected map with a single key",
+        ),
+        ("rules.change", json!({ "changes": ["reset"] }), "invalid-arguments", "unknown variant `reset`"),
+        (
+            "rules.change",
+            json!({ "changes": [{ "clear": "HOST" }, { "rule": rule("7009")["rules"][0] }] }),
+            "refused",
+            IN_USE,
+        ),
+        ("rules.change", json!({ "changes": [{ "clear": "TAP" }] }), "refused", "Unsupported pif name TAP"),
     ] {
         let (failed, text) = client.fail(request, arguments);
         assert!(failed == code && text.contains(message), "{request}: {failed}: {text}");
@@ -57,6 +71,41 @@ fn forwarding_rules() {
     assert_eq!(firsts(&mut client), [7002]);
     client.get("rules.replace", json!({ "rules": [] }));
     assert_eq!(firsts(&mut client), [0; 0]);
+}
+
+/// The changes are made in their order, as the options of `pesto`.
+#[test]
+fn an_ordered_list_of_changes() {
+    let Some(net) = Net::new() else { return };
+    start(&net, &["-t", "7000", "-u", "7000", "-T", "none", "-U", "none"]);
+    let mut client = Client::new(&net);
+    let rule = |direction: &str, protocol: &str, ports: &str| json!({ "rule": { "direction": direction, "protocol": protocol, "ports": ports } });
+    let shown = |tables: &Value, table: usize| -> Vec<String> {
+        let rules = tables[table]["rules"].as_array().unwrap().iter();
+        rules.map(|rule| format!("{} {} {}", rule["protocol"], rule["first"], rule["target_first"])).collect()
+    };
+    let before = client.get("rules", json!({}))["tables"].take();
+    assert!(before[0]["capabilities"].as_array().unwrap().contains(&json!("scan")), "{before}");
+
+    // Without "add", the first rule for a table empties it.
+    let changes = json!([
+        rule("inbound", "tcp", "7001:7002"),
+        rule("inbound", "tcp", "7003"),
+        "delete",
+        rule("inbound", "tcp", "7003"),
+        "add",
+        rule("outbound", "udp", "7004"),
+    ]);
+    let changed = client.get("rules.change", json!({ "changes": changes }));
+    assert_fields(&changed, &json!({ "remark": "", "previous": before }));
+    assert_eq!(shown(&changed["tables"], 0), ["\"tcp\" 7001 7002"]);
+    assert_eq!(shown(&changed["tables"], 1), ["\"udp\" 7004 7004"]);
+    assert_eq!(client.get("rules", json!({}))["tables"], changed["tables"]);
+
+    let changed = client.get("rules.change", json!({ "changes": [{ "clear": "HOST" }] }));
+    assert_eq!((shown(&changed["tables"], 0).len(), shown(&changed["tables"], 1).len()), (0, 1));
+    let unchanged = client.get("rules.change", json!({ "changes": [] }));
+    assert_eq!(unchanged["tables"], changed["tables"]);
 }
 
 #[test]
