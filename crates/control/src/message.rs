@@ -95,6 +95,12 @@ impl Capabilities {
         Self::NAMES.into_iter().filter(move |(bit, _)| self.contains(*bit)).map(|(_, name)| name)
     }
 
+    /// The capability with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|(_, known)| *known == name).map(|(bit, _)| bit)
+    }
+
     /// The capabilities for the enabled families and protocols.
     #[must_use]
     pub fn of(enabled: Enabled) -> Self {

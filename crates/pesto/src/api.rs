@@ -1,10 +1,9 @@
 //! The commands that use the API socket.
 
-use std::path::{Path, PathBuf};
-
 use serde_json::{Map, Value, json};
 
 use crate::connection::{Connection, TIMEOUT};
+use crate::instances::Socket;
 use crate::options::{Api, Command};
 use crate::output::print;
 use crate::{capture, instances, text, top};
@@ -14,7 +13,7 @@ use crate::{capture, instances, text, top};
 /// # Errors
 /// A message for the user.
 pub(super) fn run(command: &Api) -> Result<(), String> {
-    let path = path_of(command.path.as_deref())?;
+    let (Socket::Api(path) | Socket::Given(path)) = instances::meant(command.path.as_deref())?;
     let mut connection = Connection::open(&path, TIMEOUT)?;
     let json = command.json;
     match &command.what {
@@ -31,15 +30,6 @@ pub(super) fn run(command: &Api) -> Result<(), String> {
             let route = connection.request("why", destination)?;
             if json { print(&format!("{route}\n")) } else { print(&text::route(&route)) }
         }
-    }
-}
-
-/// The path of the socket that the user has given: its path, a process ID, or nothing.
-fn path_of(given: Option<&Path>) -> Result<PathBuf, String> {
-    let Some(path) = given else { return instances::only() };
-    match path.to_str().and_then(|text| text.parse().ok()) {
-        Some(pid) if !path.exists() => instances::of_process(pid),
-        _ => Ok(path.into()),
     }
 }
 

@@ -14,9 +14,11 @@ use crate::output::report;
 
 /// How long to wait for the server. The server serves one client at a time, so it may serve other clients first.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How long to wait for the greeting before the user is told that this may be another kind of socket. A server greets
-/// when it begins to serve a client. On the API socket, the client speaks first.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long to wait for the greeting before another kind of socket is considered. A server greets when it begins to serve
+/// a client. On the API socket, the client speaks first.
+const GREETING: Duration = Duration::from_millis(300);
+/// How long such a socket may take to answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection to a server, which has announced its tables.
 pub(super) struct Client {
@@ -24,31 +26,45 @@ pub(super) struct Client {
     stream: UnixStream,
 }
 
-impl Client {
-    /// Connects, and receives the tables of the server. With `debug`, prints them to standard error.
-    ///
-    /// # Errors
-    /// A message for the user.
-    pub(super) fn connect(path: &Path, debug: bool) -> Result<(Self, Vec<Announced>), String> {
-        let stream = UnixStream::connect(path)
-            .and_then(|stream| {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                stream.set_write_timeout(Some(TIMEOUT))?;
-                Ok(stream)
-            })
-            .map_err(|error| unreachable(path, &error))?;
-        if debug {
-            report("Connected to passt/pasta control socket");
-        }
-        let tables = receive(&stream, || {
-            report(&format!("{} has sent nothing yet: is it the socket of --conf-path?", path.display()));
-        })?;
-        if debug {
-            tables.iter().for_each(|table| report(&summary(table)));
-        }
-        Ok((Self { path: path.to_owned(), stream }, tables))
-    }
+/// What a server says first.
+pub(super) enum Greeting<C, T> {
+    /// Its tables.
+    Tables(C, Vec<Announced>),
+    /// Nothing: it is another kind of socket.
+    Other(T),
+}
 
+/// Connects, and receives the tables of the server. If it says nothing, or refuses in JSON, `other` may find that it is
+/// another kind of socket.
+///
+/// # Errors
+/// A message for the user.
+pub(super) fn connect<T>(
+    path: &Path,
+    other: impl FnOnce() -> Option<T>,
+) -> Result<Greeting<Client, T>, String> {
+    let connect = || {
+        let stream = UnixStream::connect(path)?;
+        stream.set_read_timeout(Some(GREETING))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        Ok(stream)
+    };
+    let failed = |error| format!("Failed to connect to {}: {}", path.display(), plain(&error));
+    let stream = connect().map_err(failed)?;
+    let greeting = receive(&stream, |is_silent| {
+        let other = other();
+        if other.is_none() && is_silent {
+            report(&format!("{} has sent nothing yet: is it the socket of --conf-path?", path.display()));
+        }
+        other
+    })?;
+    Ok(match greeting {
+        Greeting::Tables((), tables) => Greeting::Tables(Client { path: path.to_owned(), stream }, tables),
+        Greeting::Other(other) => Greeting::Other(other),
+    })
+}
+
+impl Client {
     /// Sends the tables back, and checks that they took effect. Returns the remark of the server, if it has one.
     ///
     /// # Errors
@@ -103,15 +119,21 @@ impl Client {
     /// Checks the update on a server that sends no reply: requests the tables again and compares them. This does not
     /// show whether the server could open the ports.
     fn compare(&self, tables: &[Announced]) -> Result<Option<String>, String> {
-        let (_, present) = Self::connect(&self.path, false)?;
-        if present == tables { Ok(None) } else { Err("The server has not taken the update".into()) }
+        match connect(&self.path, || None::<()>)? {
+            Greeting::Tables(_, present) if present == tables => Ok(None),
+            _ => Err("The server has not taken the update".into()),
+        }
     }
 }
 
-/// Receives the tables. Calls `silent` once if the server says nothing within the time that is set for reading, and then
-/// waits longer.
-fn receive(mut stream: &UnixStream, silent: impl FnOnce()) -> Result<Vec<Announced>, String> {
-    let mut silent = Some(silent);
+/// Receives the tables. Calls `other` once if the server says nothing (true) within the time that is set for reading, and
+/// then waits longer, unless that has found another kind of socket; or if the server begins as with JSON (false), such as an API
+/// socket that refuses this client.
+fn receive<T>(
+    mut stream: &UnixStream,
+    other: impl FnOnce(bool) -> Option<T>,
+) -> Result<Greeting<(), T>, String> {
+    let mut other = Some(other);
     let (mut bytes, mut needs) = (Vec::new(), 1);
     loop {
         let have = bytes.len();
@@ -120,9 +142,11 @@ fn receive(mut stream: &UnixStream, silent: impl FnOnce()) -> Result<Vec<Announc
             // Nothing is lost: the first read is of one byte.
             if have == 0
                 && error.kind() == io::ErrorKind::WouldBlock
-                && let Some(silent) = silent.take()
+                && let Some(other) = other.take()
             {
-                silent();
+                if let Some(other) = other(true) {
+                    return Ok(Greeting::Other(other));
+                }
                 stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
                 bytes.clear();
                 continue;
@@ -134,15 +158,24 @@ fn receive(mut stream: &UnixStream, silent: impl FnOnce()) -> Result<Vec<Announc
                 _ => format!("Error reading from control socket: {}", plain(&error)),
             });
         }
+        if have == 0 {
+            stream.set_read_timeout(Some(TIMEOUT)).map_err(|error| error.to_string())?;
+        }
+        if bytes == b"{"
+            && let Some(other) = other.take()
+            && let Some(other) = other(false)
+        {
+            return Ok(Greeting::Other(other));
+        }
         match message::decode_announcement(&bytes).map_err(|error| error.to_string())? {
-            Decoded::Whole(tables) => return Ok(tables),
+            Decoded::Whole(tables) => return Ok(Greeting::Tables((), tables)),
             Decoded::Needs(more) => needs = more,
         }
     }
 }
 
 /// A table in one line.
-fn summary(table: &Announced) -> String {
+pub(super) fn summary(table: &Announced) -> String {
     let names: Vec<&str> = table.capabilities.names().collect();
     format!(
         "PIF {}: {}, {} rules, capabilities {:#x}: {}",
@@ -152,18 +185,6 @@ fn summary(table: &Announced) -> String {
         table.capabilities.bits(),
         names.join(" ")
     )
-}
-
-/// Why no server can be reached at `path`.
-fn unreachable(path: &Path, error: &io::Error) -> String {
-    let number = path.to_str().is_some_and(|path| path.parse::<u32>().is_ok());
-    if number && error.kind() == io::ErrorKind::NotFound {
-        return format!(
-            "{}: a process ID does not lead to the rules; give the PATH of the socket of --conf-path",
-            path.display()
-        );
-    }
-    format!("Failed to connect to {}: {}", path.display(), plain(error))
 }
 
 /// The text of an error, without its errno.
@@ -187,18 +208,42 @@ mod tests {
         let (client, server) = UnixStream::pair().unwrap();
         client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let mut reported = 0;
-        let end = receive(&client, || {
+        let end = receive(&client, |is_silent| {
+            assert!(is_silent);
             reported += 1;
             server.shutdown(Shutdown::Both).unwrap();
+            None::<()>
         });
-        assert_eq!(end, Err("Couldn't read server greeting: No data available".into()));
+        assert_eq!(end.err(), Some("Couldn't read server greeting: No data available".into()));
         assert_eq!(reported, 1);
     }
 
     #[test]
-    fn a_process_id_is_no_path() {
-        let missing = io::Error::from(io::ErrorKind::NotFound);
-        assert!(unreachable(Path::new("4711"), &missing).contains("socket of --conf-path"));
-        assert!(unreachable(Path::new("/4711"), &missing).starts_with("Failed to connect to /4711: "));
+    fn another_kind_of_socket_is_found_when_the_server_says_nothing() {
+        let (client, _server) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        assert!(matches!(receive(&client, |is_silent| is_silent.then_some(7)), Ok(Greeting::Other(7))));
+    }
+
+    /// A server needs time for a large policy.
+    #[test]
+    fn a_server_that_has_greeted_may_take_its_time() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(GREETING)).unwrap();
+        server.write_all(&message::encode_announcement(&[])).unwrap();
+        assert!(matches!(receive(&client, |_| None::<()>), Ok(Greeting::Tables((), _))));
+        assert_eq!(client.read_timeout().unwrap(), Some(TIMEOUT));
+    }
+
+    /// An API socket that refuses a client says so at once.
+    #[test]
+    fn another_kind_of_socket_is_found_when_the_server_begins_with_json() {
+        let (client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(b"{\"id\":null").unwrap();
+        assert!(matches!(receive(&client, |is_silent| (!is_silent).then_some(7)), Ok(Greeting::Other(7))));
+        let (client, mut server) = UnixStream::pair().unwrap();
+        server.write_all(b"{garbage of another server").unwrap();
+        let end = receive(&client, |_| None::<()>);
+        assert_eq!(end.err().as_deref(), Some("Bad magic number from server"));
     }
 }

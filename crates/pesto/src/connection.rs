@@ -60,6 +60,11 @@ impl Connection {
         Ok(Self { reader: BufReader::new(stream) })
     }
 
+    /// Length of the line of a request, in bytes, without its end.
+    pub(super) fn len(name: &str, arguments: &Value) -> usize {
+        line(name, arguments).trim_end().len()
+    }
+
     /// The socket.
     pub(super) fn stream(&self) -> &UnixStream {
         self.reader.get_ref()
@@ -135,6 +140,7 @@ impl Connection {
             ErrorKind::ConnectionReset => {
                 format!("Error reading from the API socket: {error}; is this the socket of --api-socket?")
             }
+            ErrorKind::WouldBlock => "Error reading from the API socket: the server doesn't answer".into(),
             _ => format!("Error reading from the API socket: {error}"),
         };
         match read.map_err(fault)? {

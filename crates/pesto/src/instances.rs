@@ -17,6 +17,14 @@ use crate::text;
 /// How long to wait for the answer of an instance, so that a stopped one does not hide the others.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// A socket of a server.
+pub(super) enum Socket {
+    /// The API socket of an instance.
+    Api(PathBuf),
+    /// The path that the user has given: a control socket or an API socket.
+    Given(PathBuf),
+}
+
 /// The headings of [`Instance::row`].
 const HEADINGS: [&str; 8] = ["PID", "KIND", "VERSION", "SERVES", "LINK", "FLOWS", "UPTIME", "SOCKET"];
 
@@ -32,7 +40,7 @@ struct Instance {
 /// # Errors
 /// A message for the user. There may be no instance.
 pub(super) fn list(json: bool) -> Result<(), String> {
-    let (instances, none) = found()?;
+    let Found { instances, none, .. } = found()?;
     if json {
         let list: Vec<Value> = instances.iter().map(Instance::json).collect();
         return print(&format!("{}\n", json!({ "instances": list })));
@@ -45,12 +53,22 @@ pub(super) fn list(json: bool) -> Result<(), String> {
     print(&text::table(&rows))
 }
 
-/// The path of the only instance.
+/// The socket that the user means: of the process with this ID, or without an operand of the only instance.
 ///
 /// # Errors
-/// A message for the user: there are several, or none.
-pub(super) fn only() -> Result<PathBuf, String> {
-    let (instances, none) = found()?;
+/// A message for the user: there is no such instance, or there are several.
+pub(super) fn meant(given: Option<&Path>) -> Result<Socket, String> {
+    let Some(path) = given else { return only().map(Socket::Api) };
+    match path.to_str().and_then(|text| text.parse().ok()) {
+        // A file with such a name comes first.
+        Some(pid) if !path.exists() => of_process(pid).map(Socket::Api),
+        _ => Ok(Socket::Given(path.to_owned())),
+    }
+}
+
+/// The path of the only instance.
+fn only() -> Result<PathBuf, String> {
+    let Found { instances, none, .. } = found()?;
     match &instances[..] {
         [one] => Ok(one.path.clone()),
         [] => Err(none),
@@ -62,34 +80,52 @@ pub(super) fn only() -> Result<PathBuf, String> {
 }
 
 /// The path of the instance with this process ID.
-///
-/// # Errors
-/// A message for the user: there is none.
-pub(super) fn of_process(pid: u32) -> Result<PathBuf, String> {
-    let (instances, _) = found()?;
-    instances
-        .into_iter()
-        .find(|instance| instance.config["pid"] == pid)
-        .map(|instance| instance.path)
-        .ok_or_else(|| format!("no instance has the process ID {pid}: pesto without arguments lists them"))
+fn of_process(pid: u32) -> Result<PathBuf, String> {
+    let Found { instances, silent, .. } = found()?;
+    let own = format!("{pid}.api");
+    let found = instances.into_iter().find(|instance| instance.config["pid"] == pid);
+    let its_fault = || {
+        silent.into_iter().find(|(path, _)| path.ends_with(&own) && path.exists()).map(|(_, reason)| reason)
+    };
+    found.map(|instance| instance.path).ok_or_else(|| {
+        its_fault().unwrap_or_else(|| {
+            format!(
+                "no instance has the process ID {pid}: pesto without arguments lists them; for others (of root, or with \
+                 --no-api), give the PATH of --conf-path or --api-socket"
+            )
+        })
+    })
 }
 
-/// The instances, and the message for the case that there is none.
+/// The sockets in the folder.
+struct Found {
+    instances: Vec<Instance>,
+    /// The message for the case that there is no instance.
+    none: String,
+    /// The sockets that did not answer, each with the reason.
+    silent: Vec<(PathBuf, String)>,
+}
+
+/// Asks at all sockets.
 ///
 /// # Errors
 /// A message for the user: the folder is not known.
-fn found() -> Result<(Vec<Instance>, String), String> {
+fn found() -> Result<Found, String> {
     let folder = folder()?;
-    let mut message = none(&folder);
-    let mut instances = Vec::new();
+    let mut found = Found { instances: Vec::new(), none: none(&folder), silent: Vec::new() };
     for path in sockets(&folder) {
         match ask(&path) {
-            Ok(instance) => instances.push(instance),
-            Err(Fault::Refused(reason)) => message = format!("{}: {reason}", path.display()),
-            Err(Fault::Lost(_)) => {}
+            Ok(instance) => found.instances.push(instance),
+            Err(fault) => {
+                let reason = format!("{}: {fault}", path.display());
+                if matches!(fault, Fault::Refused(_)) {
+                    found.none.clone_from(&reason);
+                }
+                found.silent.push((path, reason));
+            }
         }
     }
-    Ok((instances, message))
+    Ok(found)
 }
 
 /// The folder of the sockets.

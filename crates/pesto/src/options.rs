@@ -23,9 +23,9 @@ const SOCKET_PATH_MAX: usize = 107;
 const COLUMN: usize = 28;
 
 /// The message about an unknown command.
-const NO_SUCH_COMMAND: &str = "the commands are: policy show PATH, policy replace FILE PATH, policy suggest LOG, \
-                               flows PATH [NAME=VALUE]..., top PATH [FILTER]..., log PATH, metrics PATH, \
-                               why DESTINATION PATH, capture FILE PATH [NAME=VALUE]...";
+const NO_SUCH_COMMAND: &str = "the commands are: policy show [PATH], policy replace FILE [PATH], policy suggest LOG, \
+                               flows [PATH [NAME=VALUE]...], top [PATH [FILTER]...], log [PATH], metrics [PATH], \
+                               why DESTINATION [PATH], capture FILE [PATH] [NAME=VALUE]...";
 
 /// What the command line requests.
 #[derive(Debug, PartialEq)]
@@ -49,23 +49,23 @@ pub(super) enum Invocation {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Policy {
     /// Print the rules that are in force in this server.
-    Show(Server),
+    Show(Target),
     /// Replace the rules by the rules in `file`, or in standard input (`-`).
     Replace {
         /// The policy file.
         file: PathBuf,
         /// The server.
-        server: Server,
+        target: Target,
     },
     /// Print rules for the refusals in this log, or in standard input (`-`).
     Suggest(PathBuf),
 }
 
-/// The options to connect to a server.
+/// The server of a command.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Server {
-    /// Path of the control socket.
-    pub(super) path: PathBuf,
+pub(super) struct Target {
+    /// The path of its socket, or its process ID. `None`: the only instance of this user.
+    pub(super) path: Option<PathBuf>,
     /// `--debug`.
     pub(super) debug: bool,
 }
@@ -73,8 +73,8 @@ pub(super) struct Server {
 /// What to do with a server.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
-    /// Path of the control socket.
-    pub(super) path: PathBuf,
+    /// The path of its socket, or its process ID. `None`: the only instance of this user.
+    pub(super) path: Option<PathBuf>,
     /// The changes, in the order of the options.
     pub(super) changes: Vec<Change>,
     /// `--show`.
@@ -252,13 +252,13 @@ fn invocation(program: &str, operands: Vec<OsString>, request: Request) -> Resul
         [] if request == (Request { json: request.json, ..Request::default() }) => {
             Ok(Invocation::List { json: request.json })
         }
-        [path] => Ok(Invocation::Run(Request { path: socket(path)?, ..request })),
+        [] => Ok(Invocation::Run(request)),
+        [path] => Ok(Invocation::Run(Request { path: Some(socket(path)?), ..request })),
         // A single operand is the path of a socket, even if it is `policy`.
         [word, command @ ..] if word == "policy" && !command.is_empty() => {
             policy(command, &request).ok_or_else(|| wrong(NO_SUCH_COMMAND.into()))?.map(Invocation::Policy)
         }
-        [] => Err(wrong("the path of the control socket is missing".into())),
-        _ => Err(wrong("more than one path of a control socket".into())),
+        _ => Err(wrong("more than one process ID or path of a socket".into())),
     }
 }
 
@@ -277,11 +277,14 @@ fn socket(path: &OsStr) -> Result<PathBuf, String> {
 
 /// The command after the word `policy`. None if there is no such command, or if its operands are wrong.
 fn policy(operands: &[OsString], request: &Request) -> Option<Result<Policy, String>> {
-    let server = |path| Ok(Server { path: socket(path)?, debug: request.debug });
+    let target = |rest: &[OsString]| {
+        let path = rest.first().map(|path| socket(path)).transpose()?;
+        Ok(Target { path, debug: request.debug })
+    };
     let command = match operands {
-        [verb, path] if verb == "show" => server(path).map(Policy::Show),
-        [verb, file, path] if verb == "replace" => {
-            server(path).map(|server| Policy::Replace { file: file.into(), server })
+        [verb, rest @ ..] if verb == "show" && rest.len() <= 1 => target(rest).map(Policy::Show),
+        [verb, file, rest @ ..] if verb == "replace" && rest.len() <= 1 => {
+            target(rest).map(|target| Policy::Replace { file: file.into(), target })
         }
         [verb, log] if verb == "suggest" => Ok(Policy::Suggest(log.into())),
         _ => return None,
@@ -312,9 +315,9 @@ fn find_long(name: &str) -> Result<&'static Opt, String> {
 
 fn usage(program: &str) -> String {
     let mut text = format!(
-        "Usage: {program} [OPTION]... PATH\n       \
-                {program} policy show PATH\n       \
-                {program} policy replace FILE PATH\n       \
+        "Usage: {program} [OPTION]... [PATH]\n       \
+                {program} policy show [PATH]\n       \
+                {program} policy replace FILE [PATH]\n       \
                 {program} policy suggest LOG\n       \
                 {program} flows [PATH [NAME=VALUE]...]\n       \
                 {program} top [-d SECONDS] [PATH [FILTER]...]\n       \
@@ -323,17 +326,18 @@ fn usage(program: &str) -> String {
                 {program} why [PROTOCOL/]ADDRESS[:PORT] [PATH]\n       \
                 {program} capture FILE [PATH] [NAME=VALUE]...\n       \
                 {program}\n\n\
-         Show or change the forwarding rules of the passt or pasta that was started with\n\
-         --conf-path PATH. Either all changes take effect, or none.\n\n\
+         Show or change the forwarding rules of a running passt or pasta. Either all\n\
+         changes take effect, or none. PATH is that of --conf-path or --api-socket, or a\n\
+         process ID; without it, the only instance of this user is meant.\n\n\
          With policy, show the rules for what its guest may reach, or replace all of them\n\
          by those of FILE; flows that the new rules deny end. Or print rules for what a\n\
          LOG (or flow log) says was refused. FILE and LOG may be - for standard input.\n\n\
-         The other commands use the PATH of --api-socket. They show the flows that meet\n\
-         conditions (such as protocol=tcp, port=443, state=established, sort=bytes,\n\
-         limit=20; see docs/api.md), flows with their rates on the whole screen (? lists\n\
-         the keys), events as they happen, metrics, or what would happen to a flow, or\n\
-         capture frames until Ctrl-C (conditions: protocol, address, port; FILE: also -).\n\
-         PATH may also be a process ID; without it, the only instance is used.\n\
+         The other commands use the API socket: the PATH of --api-socket, or a process\n\
+         ID. They show the flows that meet conditions (such as protocol=tcp, port=443,\n\
+         state=established, sort=bytes, limit=20; see docs/api.md), flows with their\n\
+         rates on the whole screen (? lists the keys), events as they happen, metrics, or\n\
+         what would happen to a flow, or capture frames until Ctrl-C (conditions:\n\
+         protocol, address, port; FILE: also -).\n\
          Without arguments, list the instances: those with a socket\n\
          $XDG_RUNTIME_DIR/passt/*.api.\n\n"
     );
@@ -398,18 +402,18 @@ mod tests {
         ];
         assert_eq!(
             typed,
-            Request { path: "/s".into(), changes, show: true, json: true, debug: true, interval: None }
+            Request { path: Some("/s".into()), changes, show: true, json: true, debug: true, interval: None }
         );
     }
 
     #[test]
     fn invalid_command_lines_are_refused() {
         let error = |args: &[&str]| read(args).unwrap_err();
-        assert_eq!(error(&["-s"]), "the path of the control socket is missing\nSee 'pesto --help'.");
-        assert!(error(&["a", "b"]).starts_with("more than one path "));
-        assert!(error(&["policy", "list"]).starts_with("the commands are: policy show PATH, "));
-        assert!(error(&["policy", "show"]).starts_with("the commands are: "));
-        assert!(error(&["policy", "replace", "/s"]).starts_with("the commands are: "));
+        assert!(error(&["a", "b"]).starts_with("more than one process ID or path of a socket\n"));
+        assert!(error(&["policy", "list"]).starts_with("the commands are: policy show [PATH], "));
+        assert!(error(&["policy", "show", "/s", "/s"]).starts_with("the commands are: "));
+        assert!(error(&["policy", "replace"]).starts_with("the commands are: "));
+        assert!(error(&["policy", "replace", "file", "/s", "/s"]).starts_with("the commands are: "));
         assert!(error(&["policy", "show", &"a".repeat(108)]).starts_with("Invalid socket path"));
         assert!(error(&["policy", "show", "/s", "--json"]).starts_with("Of all options, only --debug"));
         assert!(error(&["--bogus", "a"]).ends_with("unrecognized option '--bogus'\nSee 'pesto --help'."));
@@ -428,14 +432,17 @@ mod tests {
             Ok(Invocation::Policy(policy)) => policy,
             other => panic!("{other:?}"),
         };
-        let server = |debug| Server { path: "/s".into(), debug };
-        assert_eq!(policy(&["policy", "show", "/s"]), Policy::Show(server(false)));
-        assert_eq!(policy(&["policy", "show", "-d", "/s"]), Policy::Show(server(true)));
-        let replace = Policy::Replace { file: "-".into(), server: server(false) };
-        assert_eq!(policy(&["policy", "replace", "-", "/s"]), replace);
+        let target = |path: &str, debug| Target { path: Some(path.into()), debug };
+        assert_eq!(policy(&["policy", "show", "/s"]), Policy::Show(target("/s", false)));
+        assert_eq!(policy(&["policy", "show", "-d", "4711"]), Policy::Show(target("4711", true)));
+        let replace = |target| Policy::Replace { file: "-".into(), target };
+        assert_eq!(policy(&["policy", "replace", "-", "/s"]), replace(target("/s", false)));
+        let only = || Target { path: None, debug: false };
+        assert_eq!(policy(&["policy", "show"]), Policy::Show(only()));
+        assert_eq!(policy(&["policy", "replace", "-"]), replace(only()));
         assert_eq!(policy(&["policy", "suggest", "log"]), Policy::Suggest("log".into()));
         // The path of a socket can be any text.
-        assert_eq!(request(&["policy"]).path, PathBuf::from("policy"));
+        assert_eq!(request(&["policy"]).path, Some("policy".into()));
     }
 
     #[test]

@@ -4,12 +4,11 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
 
-use control::policy::Request;
 use engine::policy::spec::{self, MAX_FILE_LEN};
 
-use crate::client::Client;
-use crate::options::{Policy, Server};
+use crate::options::{Policy, Target};
 use crate::output::{print, report};
+use crate::server::Server;
 use crate::suggest;
 
 /// Runs a command.
@@ -18,10 +17,10 @@ use crate::suggest;
 /// A message for the user.
 pub(super) fn run(command: &Policy) -> Result<(), String> {
     match command {
-        Policy::Show(server) => print(&ask(server, &Request::Show)?),
-        Policy::Replace { file, server } => {
+        Policy::Show(target) => print(&connect(target)?.policy()?),
+        Policy::Replace { file, target } => {
             let text = read(file)?;
-            let report = ask(server, &Request::Replace(&text)).map_err(|error| about(file, &error))?;
+            let report = connect(target)?.replace_policy(&text).map_err(|error| about(file, &error))?;
             print(&format!("{report}\n"))
         }
         Policy::Suggest(log) => {
@@ -37,9 +36,8 @@ pub(super) fn run(command: &Policy) -> Result<(), String> {
     }
 }
 
-fn ask(server: &Server, request: &Request<'_>) -> Result<String, String> {
-    let (mut client, tables) = Client::connect(&server.path, server.debug)?;
-    client.request(&tables, request)
+fn connect(target: &Target) -> Result<Server, String> {
+    Server::connect(target.path.as_deref(), target.debug)
 }
 
 /// Reads a policy file, and checks it. The server checks it again.

@@ -250,6 +250,8 @@ mod tests {
         }
         assert_eq!(read(&[]), Ok(Invocation::List { json: false }));
         assert_eq!(read(&["--json"]), Ok(Invocation::List { json: true }));
-        assert!(read(&["-s"]).is_err());
+        for args in [&["-s"][..], &["-d"], &["-t", "80"], &["-C", "HOST", "--json"]] {
+            assert!(matches!(read(args), Ok(Invocation::Run(request)) if request.path.is_none()), "{args:?}");
+        }
     }
 }

@@ -58,6 +58,8 @@ fn it_serves_only_the_namespace_in_which_the_program_was_started() {
     };
     for ns in [&net.guest, &net.peer] {
         refused(runtime.run_in(ns, &[companion("pesto"), "flows", &path]));
+        refused(runtime.run_in(ns, &[companion("pesto"), "-C", "HOST", &pasta.pid.to_string()]));
+        refused(runtime.run_in(ns, &[companion("pesto"), "-C", "HOST", &path]));
     }
     // This process is in another namespace, too.
     let mut stranger = Client::of(UnixStream::connect(&path).unwrap());
@@ -137,6 +139,114 @@ fn rules_can_be_changed() {
     assert!(by_address["result"].is_object(), "{by_address}");
     let by_name = request("policy.replace", json!({ "text": "allow example.com\n" }));
     assert!(by_name["error"]["message"].as_str().unwrap().contains("--api-socket"), "{by_name}");
+}
+
+/// behaviour §8.9: `pesto` shows and changes rules by the API socket as by the control socket.
+#[test]
+fn pesto_changes_rules_by_a_process_id() {
+    let Some(net) = Net::new() else { return };
+    let runtime = Runtime::new(&net);
+    let control = net.path("control");
+    let start = ["-t", "7000", "-u", "none", "-T", "7010", "-U", "none", "--conf-path", &control];
+    let pasta = net.pasta_found_in(&runtime.path, &start);
+    let (pid, api) = (pasta.pid.to_string(), format!("{}/passt/{}.api", runtime.path, pasta.pid));
+    let inside = net.guest.listen((any(HOST[0]), 7001));
+    let _busy = net.host.listen((HOST[0], 7009));
+
+    // The same output by either socket, except for its path; also if nothing changes.
+    let same = |args: &[&str]| {
+        let by = |target: &[&str], path: &str| {
+            let end = runtime.pesto(&[args, target].concat());
+            (end.code(), end.stdout.replace(path, "PATH"), end.stderr)
+        };
+        let expected = by(&[&control], &control);
+        for target in [&[][..], &[&pid[..]], &[&api[..]]] {
+            assert_eq!(by(target, &api), expected, "{args:?} {target:?}");
+        }
+        expected
+    };
+    for args in [
+        &["-s"][..],
+        &["-s", "--json"],
+        &["policy", "show"],
+        // A change that changes nothing, and one with a remark.
+        &["-s", "-A", "-u", "none"],
+        &["--json", "-C", "SPLICE", "-T", "7010"],
+        &["-T", "7010", "-t", "~1-6999,~7010-65535"],
+    ] {
+        assert_eq!(same(args).0, 0, "{args:?}");
+    }
+    for (args, reason) in [
+        (&["-s", "-t", "7005-7009"][..], "Listen failed for HOST TCP port */7009: "),
+        (&["-C", "TAP"], "Unsupported pif name TAP"),
+        (&["-t", "22,"], "Invalid port specifier"),
+        (&["-T", "127.0.0.1/22"], "Listening address not allowed for -T 127.0.0.1/22"),
+        (&["-D", "-t", "1"], "Couldn't find forwarding rule to delete"),
+        (&["-t", "7000", "-A", "-t", "none"], "-t none conflicts with previous options"),
+    ] {
+        let (code, _, error) = same(args);
+        assert!(code == 1 && error.contains(reason), "{args:?}: {error}");
+    }
+
+    let changed = runtime.pesto(&["-s", "-A", "-t", "7011:7001", &pid]).ok();
+    assert!(
+        changed.contains("Updated configuration") && changed.contains("TCP [*]:7011  =>  7001"),
+        "{changed}"
+    );
+    let _client = net.peer.connect((HOST[0], 7011)).unwrap();
+    accept(&inside);
+    runtime.pesto(&["-C", "HOST"]).ok();
+    assert!(net.peer.connect((HOST[0], 7011)).is_err());
+
+    // One of several has to be named. What is no process ID is a path.
+    let socket = net.path("vm.socket");
+    let passt = [&passt_path(), "--socket", &socket, "--pid", &net.path("passt.pid")];
+    runtime.run_in(&net.host, &passt).ok();
+    let passt = fs::read_to_string(net.path("passt.pid")).unwrap();
+    for (args, reason) in [
+        (&["-t", "7001"][..], "there are several instances; give the PID or PATH of one: "),
+        (&["policy", "show"], "there are several instances; "),
+        (&["-T", "7001", passt.trim()], "Can't use -T, no outbound interface\n"),
+        (&["-t", "auto", passt.trim()], "'auto' port forwarding is only allowed for pasta\n"),
+        (&["-t", "7001", "4000000000"], "no instance has the process ID 4000000000"),
+        (&["missing"], "Failed to connect to missing: No such file or directory\n"),
+    ] {
+        let end = runtime.pesto(args);
+        assert!(end.code() == 1 && end.stderr.starts_with(reason), "{args:?}: {end:?}");
+    }
+    assert_eq!(runtime.pesto(&[passt.trim()]).ok().lines().collect::<Vec<_>>()[1..], ["  HOST"]);
+    net.host.sh(&format!("kill {passt}"));
+}
+
+#[test]
+fn pesto_replaces_the_policy_by_a_process_id() {
+    let Some(net) = Net::new() else { return };
+    let runtime = Runtime::new(&net);
+    let pasta = net.pasta_found_in(&runtime.path, &["--deny", "198.51.100.4"]);
+    let (pid, file) = (pasta.pid.to_string(), net.path("policy"));
+    let replace = |text: &str| {
+        fs::write(&file, text).unwrap();
+        runtime.pesto(&["policy", "replace", &file, &pid])
+    };
+    let shown = || runtime.pesto(&["policy", "show", &pid]).ok();
+    assert_eq!(shown(), "# The rules in force.\ndeny 198.51.100.4\ndefault allow\n");
+    // More rules than one answer of the packet thread has.
+    let rules: String = (0..600).map(|n| format!("deny 203.0.113.7:{}\n", n + 1001)).collect();
+    assert_eq!(replace(&rules).ok(), "rules: 600, default allow; flows ended: TCP 0, UDP 0, ping 0\n");
+    assert_eq!(shown(), format!("# The rules in force.\n{rules}default allow\n"));
+    for (text, reason) in [
+        ("allow example.com\n", "--conf-path"),
+        (
+            &"deny 203.0.113.7\n".repeat(4000)[..],
+            "start the server with --conf-path PATH, and give that path",
+        ),
+        ("permit all\n", "line 1"),
+    ] {
+        let end = replace(text);
+        let named = end.stderr.starts_with(&format!("{file}: "));
+        assert!(end.code() == 1 && named && end.stderr.contains(reason), "{end:?}");
+    }
+    assert_eq!(shown().lines().count(), 602);
 }
 
 #[test]
