@@ -3,29 +3,25 @@
 mod api;
 #[cfg(test)]
 mod page;
+mod table;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use engine::forward::Protocol;
-use engine::forward::spec::Direction;
 use lexopt::{Arg, Parser};
 
 use control::edit::Change;
 
 pub(super) use self::api::{Api, Command, Top, condition};
+use self::table::Action;
+pub use self::table::{COMMANDS, FLOW_CONDITIONS, FRAME_CONDITIONS, Operand, Opt, Syntax, all};
 
 /// Longest path of a UNIX socket, in bytes: `sun_path` without the terminating zero (R-15).
 const SOCKET_PATH_MAX: usize = 107;
 /// Column at which descriptions start.
 const COLUMN: usize = 28;
-
-/// The message about an unknown command.
-const NO_SUCH_COMMAND: &str = "the commands are: policy show [PATH], policy replace FILE [PATH], policy suggest LOG, \
-                               flows [PATH [NAME=VALUE]...], top [PATH [FILTER]...], log [PATH], metrics [PATH], \
-                               why DESTINATION [PATH], capture FILE [PATH] [NAME=VALUE]...";
 
 /// What the command line requests.
 #[derive(Debug, PartialEq)]
@@ -85,104 +81,6 @@ pub(super) struct Request {
     pub(super) debug: bool,
     /// `--interval`.
     pub(super) interval: Option<Duration>,
-}
-
-/// One option.
-struct Opt {
-    long: &'static str,
-    short: Option<char>,
-    action: Action,
-    /// Description, in lines of at most 50 characters.
-    help: &'static str,
-}
-
-#[derive(Clone, Copy)]
-enum Action {
-    Flag(fn(&mut Request)),
-    Clear,
-    Ports(Direction, Protocol),
-    Interval,
-    Help,
-    Version,
-}
-
-static OPTIONS: [Opt; 12] = [
-    Opt {
-        long: "add",
-        short: Some('A'),
-        action: Action::Flag(|request| request.changes.push(Change::Add)),
-        help: "Add the rules of options that follow",
-    },
-    Opt {
-        long: "delete",
-        short: Some('D'),
-        action: Action::Flag(|request| request.changes.push(Change::Delete)),
-        help: "Delete the rules of options that follow",
-    },
-    Opt {
-        long: "clear",
-        short: Some('C'),
-        action: Action::Clear,
-        help: "Delete all rules of HOST (those of -t and -u)\nor of SPLICE (those of -T and -U)",
-    },
-    Opt {
-        long: "tcp-ports",
-        short: Some('t'),
-        action: Action::Ports(Direction::Inbound, Protocol::Tcp),
-        help: "TCP ports to forward to the guest or namespace,\nas for passt and pasta; may be repeated. Without\n\
-               -A or -D before it, the rules replace all rules\nof HOST",
-    },
-    Opt {
-        long: "udp-ports",
-        short: Some('u'),
-        action: Action::Ports(Direction::Inbound, Protocol::Udp),
-        help: "The same for UDP",
-    },
-    Opt {
-        long: "tcp-ns",
-        short: Some('T'),
-        action: Action::Ports(Direction::Outbound, Protocol::Tcp),
-        help: "TCP ports to forward from the namespace to the\nhost, with SPLICE in place of HOST",
-    },
-    Opt {
-        long: "udp-ns",
-        short: Some('U'),
-        action: Action::Ports(Direction::Outbound, Protocol::Udp),
-        help: "The same for UDP",
-    },
-    Opt {
-        long: "show",
-        short: Some('s'),
-        action: Action::Flag(|request| request.show = true),
-        help: "Show the rules before and after a change",
-    },
-    Opt {
-        long: "json",
-        short: None,
-        action: Action::Flag(|request| request.json = true),
-        help: "Print JSON",
-    },
-    Opt {
-        long: "debug",
-        short: Some('d'),
-        action: Action::Flag(|request| request.debug = true),
-        help: "Print the tables as they are received",
-    },
-    Opt {
-        long: "interval",
-        short: None,
-        action: Action::Interval,
-        help: "Time from one list of top to the next (1); after\nthe word top also -d",
-    },
-    Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
-];
-
-/// This option has no short name, and comes last in the help text.
-static VERSION: Opt =
-    Opt { long: "version", short: None, action: Action::Version, help: "Show name and version and exit" };
-
-fn all() -> impl Iterator<Item = &'static Opt> {
-    OPTIONS.iter().chain([&VERSION])
 }
 
 /// Parses a command line, which starts with the name of the program.
@@ -256,7 +154,7 @@ fn invocation(program: &str, operands: Vec<OsString>, request: Request) -> Resul
         [path] => Ok(Invocation::Run(Request { path: Some(socket(path)?), ..request })),
         // A single operand is the path of a socket, even if it is `policy`.
         [word, command @ ..] if word == "policy" && !command.is_empty() => {
-            policy(command, &request).ok_or_else(|| wrong(NO_SUCH_COMMAND.into()))?.map(Invocation::Policy)
+            policy(command, &request).ok_or_else(|| wrong(no_such_command()))?.map(Invocation::Policy)
         }
         _ => Err(wrong("more than one process ID or path of a socket".into())),
     }
@@ -295,6 +193,13 @@ fn policy(operands: &[OsString], request: &Request) -> Option<Result<Policy, Str
     Some(command)
 }
 
+/// The message about an unknown command.
+fn no_such_command() -> String {
+    let commands: Vec<String> =
+        COMMANDS.iter().map(|command| format!("{} {}", command.words.join(" "), command.usage)).collect();
+    format!("the commands are: {}", commands.join(", "))
+}
+
 fn text(value: &OsStr) -> Result<String, String> {
     value.to_str().map(str::to_owned).ok_or_else(|| format!("not valid UTF-8: {value:?}"))
 }
@@ -314,18 +219,14 @@ fn find_long(name: &str) -> Result<&'static Opt, String> {
 }
 
 fn usage(program: &str) -> String {
-    let mut text = format!(
-        "Usage: {program} [OPTION]... [PATH]\n       \
-                {program} policy show [PATH]\n       \
-                {program} policy replace FILE [PATH]\n       \
-                {program} policy suggest LOG\n       \
-                {program} flows [PATH [NAME=VALUE]...]\n       \
-                {program} top [-d SECONDS] [PATH [FILTER]...]\n       \
-                {program} log [PATH]\n       \
-                {program} metrics [PATH]\n       \
-                {program} why [PROTOCOL/]ADDRESS[:PORT] [PATH]\n       \
-                {program} capture FILE [PATH] [NAME=VALUE]...\n       \
-                {program}\n\n\
+    let mut text = format!("Usage: {program} [OPTION]... [PATH]\n");
+    for command in &COMMANDS {
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "       {program} {} {}", command.words.join(" "), command.usage);
+    }
+    let _ = write!(
+        text,
+        "       {program}\n\n\
          Show or change the forwarding rules of a running passt or pasta. Either all\n\
          changes take effect, or none. PATH is that of --conf-path or --api-socket, or a\n\
          process ID; without it, the only instance of this user is meant.\n\n\
@@ -343,15 +244,9 @@ fn usage(program: &str) -> String {
     );
     for opt in all() {
         let short = opt.short.map_or("    ".into(), |letter| format!("-{letter}, "));
-        let argument = match opt.action {
-            Action::Clear => " TABLE",
-            Action::Ports(..) => " SPEC",
-            Action::Interval => " SECONDS",
-            _ => "",
-        };
+        let argument = opt.argument().map(|name| format!(" {name}")).unwrap_or_default();
         let mut left = format!("  {short}--{}{argument}", opt.long);
         for line in opt.help.lines() {
-            // Writing to a string can't fail.
             let _ = writeln!(text, "{left:COLUMN$}{line}");
             left.clear();
         }
@@ -370,6 +265,9 @@ fn version() -> String {
 
 #[cfg(test)]
 mod tests {
+    use engine::forward::Protocol;
+    use engine::forward::spec::Direction;
+
     use super::*;
 
     fn read(args: &[&str]) -> Result<Invocation, String> {

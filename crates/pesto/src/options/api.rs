@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::{NO_SUCH_COMMAND, Request, socket, text};
+use super::{Request, no_such_command, socket, text};
 
 /// A command that uses the API socket.
 #[derive(Debug, PartialEq)]
@@ -94,7 +94,7 @@ pub(super) fn parse(word: &str, operands: &[OsString], request: &Request) -> Res
         ("why", [typed, rest @ ..]) if rest.len() <= 1 => {
             (Command::Why(destination(&text(typed)?)?), rest.first())
         }
-        _ => return Err(NO_SUCH_COMMAND.into()),
+        _ => return Err(no_such_command()),
     };
     Ok(Api { path: path.map(|path| socket(path)).transpose()?, what, json: request.json })
 }
