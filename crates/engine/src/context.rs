@@ -1,5 +1,6 @@
 //! The context that is passed to every step of a flow.
 
+use alloc::string::String;
 use core::net::{IpAddr, SocketAddr};
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
     host::Host,
     link::Link,
     memory::Memory,
+    policy::Name,
     rate_limit::RateLimit,
     timer::{Instant, Timers},
 };
@@ -134,11 +136,18 @@ impl<W: World> Context<'_, W> {
         &mut self,
         protocol: Protocol,
         ends: &Endpoints,
+        told: Option<&Name>,
         destination: SocketAddr,
     ) -> (Outlook, Basis) {
         let flow = self.opening(protocol, ends, destination);
         let Self { now, guard, host, .. } = self;
-        guard.explain(&flow, *now, |destination| host.is_own(destination))
+        guard.explain(&flow, told, *now, |destination| host.is_own(destination))
+    }
+
+    /// Why the guest would not be given an address for a name. See [`Guard::withholds`].
+    pub(crate) fn withholds(&mut self, name: &Name, address: IpAddr) -> Option<String> {
+        let Self { now, settings, guard, host, .. } = self;
+        guard.withholds(name, address, |address| leads_to_host(settings, *host, address), *now)
     }
 
     fn opening(&self, protocol: Protocol, ends: &Endpoints, destination: SocketAddr) -> Opening {

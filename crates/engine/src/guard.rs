@@ -23,7 +23,7 @@ use crate::{
     first_bytes::{Ech, HostName},
     flow::{Endpoints, Protocol},
     names::{self, Hold, Names},
-    policy::{Destination, NameVerdict, Policy, Question, Reason, Rule, Verdict},
+    policy::{Destination, Name, NameVerdict, Policy, Question, Reason, Rule, Verdict},
     quota::Quota,
     timer::Instant,
 };
@@ -211,7 +211,7 @@ impl Guard {
         now: Instant,
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Admission {
-        let reason = match self.judge(flow, None, now, is_own) {
+        let reason = match self.judge(flow, None, None, now, is_own) {
             Ok(admission) => return admission,
             Err(reason) => reason,
         };
@@ -225,12 +225,13 @@ impl Guard {
         if self.audits() { Admission::Admit } else { Admission::Refuse }
     }
 
-    /// The verdict on a flow. `said` is the name that the client has sent, if its first bytes were read. The error is
-    /// the reason for a refusal.
+    /// The verdict on a flow. `said` is the name that the client has sent, if its first bytes were read. `told` is a name
+    /// that counts as if the guest had been given the flow's address for it. The error is the reason for a refusal.
     fn judge(
         &self,
         flow: &Opening,
         said: Option<&HostName>,
+        told: Option<&Name>,
         now: Instant,
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Result<Admission, Reason> {
@@ -238,7 +239,7 @@ impl Guard {
         let question = rules.question(flow, is_own);
         let verdict = match said {
             Some(name) => rules.policy.verdict(&question, name),
-            None => rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now))),
+            None => rules.policy.verdict(&question, &self.given(flow, told, now)),
         };
         match verdict {
             Verdict::Allow(reason) if rules.is_by_name(reason) => Ok(Admission::AdmitByName),
@@ -343,7 +344,7 @@ impl Guard {
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Admission {
         let flow = Opening { protocol: Protocol::Udp, ends, destination: peer, asks_resolver: false };
-        match self.judge(&flow, None, now, is_own) {
+        match self.judge(&flow, None, None, now, is_own) {
             Ok(Admission::Named(claim)) if !claim.server_first => {}
             Ok(admission) => return admission,
             Err(_) if self.audits() => return Admission::Admit,

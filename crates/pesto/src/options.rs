@@ -237,8 +237,9 @@ fn usage(program: &str) -> String {
          ID. They show the flows that meet conditions (such as protocol=tcp, port=443,\n\
          state=established, sort=bytes, limit=20; see docs/api.md), flows with their\n\
          rates on the whole screen (? lists the keys), events as they happen, metrics, or\n\
-         what would happen to a flow, or capture frames until Ctrl-C (conditions:\n\
-         protocol, address, port; FILE: also -).\n\
+         what would happen to a flow (HOST: an address, or a name, which this host\n\
+         resolves), or capture frames until Ctrl-C (conditions: protocol, address, port;\n\
+         FILE: also -).\n\
          Without arguments, list the instances: those with a socket\n\
          $XDG_RUNTIME_DIR/passt/*.api.\n\n"
     );

@@ -101,15 +101,26 @@ pub(super) fn route(route: &Value) -> String {
         Some(rule) => format!("{verdict}, by: {rule}"),
         None => format!("{verdict}, without a rule"),
     };
+    if !route["error"].is_null() {
+        return format!("{}\n  {:<12}{}\n", end(route, "peer"), "error", word(&route["error"]));
+    }
     let mut text =
-        format!("{} {} -> {}\n", word(&route["protocol"]), word(&route["guest"]), end(route, "peer"));
+        format!("{} {} -> {}", word(&route["protocol"]), word(&route["guest"]), end(route, "peer"));
+    if !route["name"].is_null() {
+        // Writing to a string can't fail, here and below.
+        let _ = write!(text, " for {}", word(&route["name"]));
+    }
+    text.push('\n');
     let mut add = |what: &str, content: String| {
         if !content.is_empty() {
             let _ = writeln!(text, "  {what:<12}{content}");
         }
     };
     add("verdict", rule);
-    add("names", names(route));
+    if !route["withheld"].is_null() {
+        add("DNS", format!("the guest would not be given this address: {}", word(&route["withheld"])));
+    }
+    add("names", given(route));
     add("translated", word(&route["translated"]));
     let resolver = if route["resolver"] == true { "questions go to the host's resolvers" } else { "" };
     add("resolver", resolver.into());
@@ -170,6 +181,11 @@ pub(super) fn end(value: &Value, which: &str) -> String {
         Some(port) => format!("{address}:{port}"),
         None => address,
     }
+}
+
+/// The names for which the guest was given the remote address.
+fn given(value: &Value) -> String {
+    value["names"].as_array().into_iter().flatten().map(word).collect::<Vec<_>>().join(", ")
 }
 
 /// The names of the remote: first the name that the client has sent.
@@ -285,6 +301,19 @@ mod tests {
         assert_eq!(
             route(&answer),
             "tcp 198.51.100.2 -> 198.51.100.1:22\n  verdict     refused, by: deny host\n  translated  127.0.0.1\n"
+        );
+        let mut for_a_name = answer.clone();
+        for_a_name["name"] = json!("example.com");
+        for_a_name["withheld"] = json!("deny example.com");
+        let text = route(&for_a_name);
+        assert!(text.starts_with("tcp 198.51.100.2 -> 198.51.100.1:22 for example.com\n"), "{text}");
+        assert!(
+            text.contains("\n  DNS         the guest would not be given this address: deny example.com\n"),
+            "{text}"
+        );
+        assert_eq!(
+            route(&json!({ "peer": "::1", "error": "no address" })),
+            "::1\n  error       no address\n"
         );
     }
 }

@@ -160,14 +160,9 @@ impl Guard {
         now: Instant,
     ) -> Result<(), Refused> {
         let Some(rules) = &self.rules else { return Ok(()) };
-        let forbidden = answers
-            .addresses
-            .iter()
-            .find(|given| !rules.policy.may_answer(given.address, leads_to_host(given.address)));
-        let judged = forbidden.map_or(Ok(()), |given| {
-            let why = alloc::format!("its address {} is not public, and no rule allows it", given.address);
-            Err(Refused::existing(&why))
-        });
+        let mut addresses = answers.addresses.iter().map(|given| given.address);
+        let withheld = addresses.find_map(|address| rules.withholds(address, leads_to_host(address)));
+        let judged = withheld.map_or(Ok(()), |why| Err(Refused::existing(&why)));
         self.settle(asked, true, judged)?;
         self.learn(asked.name, answers, now);
         Ok(())
@@ -232,7 +227,7 @@ impl Guard {
 
     /// The verdict on a question for `name`. A rule about the name itself has precedence. Otherwise the question is
     /// allowed if the rules allow the name without its service labels, or a name that leads to `name`.
-    fn allows_name(&self, rules: &Rules, name: &str, now: Instant) -> NameVerdict {
+    pub(super) fn allows_name(&self, rules: &Rules, name: &str, now: Instant) -> NameVerdict {
         let by_rule =
             |verdict| matches!(verdict, NameVerdict::Deny { reason, .. } if rules.is_by_name(reason));
         let verdict = rules.policy.name_verdict(name);
@@ -279,6 +274,12 @@ impl Guard {
 }
 
 impl Rules {
+    /// Why no answer may have this address, as text. None: it may.
+    pub(super) fn withholds(&self, address: IpAddr, leads_to_host: bool) -> Option<String> {
+        (!self.policy.may_answer(address, leads_to_host))
+            .then(|| alloc::format!("its address {address} is not public, and no rule allows it"))
+    }
+
     pub(super) fn is_by_name(&self, reason: Reason) -> bool {
         match reason {
             Reason::Rule(index) => self.policy.rules().get(index).is_some_and(super::Rule::is_by_name),

@@ -76,7 +76,7 @@ impl Guard {
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Admission {
         let asks_unjudged = flow.protocol != Protocol::Icmp && flow.ends.remote.port() == DNS;
-        let judged = match self.judge(flow, said, now, is_own) {
+        let judged = match self.judge(flow, said, None, now, is_own) {
             Ok(_) if asks_unjudged && self.judges_questions() => Err(Reason::NameService),
             judged => judged,
         };

@@ -11,7 +11,7 @@ use crate::{
     events::{Account, Basis, Events, MOST_NAMES, Refusal, Refused, Start},
     flow::{Endpoints, Protocol},
     forward::spec::Direction,
-    policy::{Question, Reason, Verdict},
+    policy::{Name, Question, Reason, Verdict},
     timer::Instant,
 };
 
@@ -41,7 +41,7 @@ impl Guard {
             peer: Some(flow.destination),
             bypasses: false,
         };
-        self.events.begin(start, self.basis(flow, now, is_own), now)
+        self.events.begin(start, self.basis(flow, None, now, is_own), now)
     }
 
     /// Reports the beginning of a flow that bypasses the link. The account must be closed when the flow ends.
@@ -58,7 +58,7 @@ impl Guard {
         }
         let flow = Opening { protocol, ends, destination: ends.remote, asks_resolver: false };
         let basis = match direction {
-            Direction::Outbound => self.basis(&flow, now, |_| true),
+            Direction::Outbound => self.basis(&flow, None, now, |_| true),
             Direction::Inbound => Basis::default(),
         };
         self.events.begin(Start { protocol, direction, ends, peer: None, bypasses: true }, basis, now)
@@ -70,16 +70,17 @@ impl Guard {
         if self.events.are_wanted() { self.events.begin(start, Basis::default(), now) } else { Account::NONE }
     }
 
-    /// The reason why a flow was admitted.
+    /// The reason why a flow was admitted. `told` has the meaning that it has in [`Guard::judge`].
     pub(super) fn basis(
         &self,
         flow: &Opening,
+        told: Option<&Name>,
         now: Instant,
         is_own: impl FnOnce(SocketAddr) -> bool,
     ) -> Basis {
         let Some(rules) = &self.rules else { return Basis::default() };
         let question = rules.question(flow, is_own);
-        let reason = match rules.policy.verdict(&question, &self.names.as_ref().map(|names| names.at(now))) {
+        let reason = match rules.policy.verdict(&question, &self.given(flow, told, now)) {
             Verdict::Allow(reason) => Some(reason),
             Verdict::AllowNamed { rule, .. } => Some(Reason::Rule(rule)),
             Verdict::Deny(reason) if rules.exempts(flow, reason) => None,

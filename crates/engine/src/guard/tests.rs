@@ -163,14 +163,45 @@ fn the_outlook_is_the_verdict() {
         (&["allow example.com"], Outlook::Refused, "default deny"),
     ] {
         let mut guard = guard(rules);
-        let (explained, basis) = guard.explain(&flow, START, |_| false);
+        let (explained, basis) = guard.explain(&flow, None, START, |_| false);
         assert_eq!((explained, basis.rule.as_deref()), (outlook, Some(rule)));
         assert_eq!(guard.refused(), 0);
         assert_eq!(guard.admits_unread(&flow, START, |_| false), outlook == Outlook::Allowed);
     }
     let mut named = guard(&["allow example.com"]);
     named.names_mut().unwrap().learn("203.0.113.7".parse().unwrap(), "example.com", 60, START);
-    let (outlook, basis) = named.explain(&flow, START, |_| false);
+    let (outlook, basis) = named.explain(&flow, None, START, |_| false);
     assert_eq!((outlook, &basis.names[..]), (Outlook::Checked, &["example.com".into()][..]));
-    assert_eq!(named.explain(&question, START, |_| false).0, Outlook::Questions);
+    assert_eq!(named.explain(&question, None, START, |_| false).0, Outlook::Questions);
+}
+
+/// A verdict as if the guest had been given the address for a name.
+#[test]
+fn the_outlook_for_a_name() {
+    let flow = opening(Protocol::Tcp, "203.0.113.7:443", "203.0.113.7:443");
+    let name = |text: &str| Name::parse(text).unwrap();
+    let rules = ["deny tcp/203.0.113.7:80", "deny bad.example.com", "allow *.example.com"];
+    for (told, outlook, rule, withheld) in [
+        ("www.Example.com.", Outlook::Checked, "allow *.example.com", None),
+        ("bad.example.com", Outlook::Refused, "deny bad.example.com", Some("deny bad.example.com")),
+        ("example.org", Outlook::Refused, "default deny", Some("default deny")),
+    ] {
+        let guard = guard(&rules);
+        let (explained, basis) = guard.explain(&flow, Some(&name(told)), START, |_| false);
+        assert_eq!((explained, basis.rule.as_deref()), (outlook, Some(rule)), "{told}");
+        let address = flow.ends.remote.ip();
+        assert_eq!(guard.withholds(&name(told), address, |_| false, START).as_deref(), withheld, "{told}");
+        // Nothing was learned or counted.
+        assert_eq!(guard.explain(&flow, None, START, |_| false).0, Outlook::Refused);
+        assert_eq!(guard.refused(), 0);
+    }
+    let named = guard(&rules);
+    let private = "10.0.0.1".parse().unwrap();
+    assert_eq!(
+        named.withholds(&name("www.example.com"), private, |_| false, START).as_deref(),
+        Some("its address 10.0.0.1 is not public, and no rule allows it")
+    );
+    assert!(named.withholds(&name("www.example.com"), flow.ends.remote.ip(), |_| true, START).is_some());
+    // Without rules by name, questions are not judged.
+    assert_eq!(guard(&["deny all"]).withholds(&name("example.org"), private, |_| false, START), None);
 }

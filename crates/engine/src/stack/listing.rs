@@ -10,6 +10,7 @@ use crate::{
     flow::{Endpoints, FlowId, Kind, Protocol},
     guard::Outlook,
     listing::{Listed, Lister, Page, Table},
+    policy::Name,
 };
 
 /// What would happen to a new flow of the guest.
@@ -25,6 +26,8 @@ pub struct Prospect {
     pub outlook: Outlook,
     /// The rule that decides, and the names of the destination.
     pub basis: Basis,
+    /// Why the guest would not be given the address for the name, if the question was about a name.
+    pub withheld: Option<String>,
 }
 
 impl<W: World> Stack<W> {
@@ -62,11 +65,17 @@ impl<W: World> Round<'_, W> {
         }
     }
 
-    /// What would happen to a new flow of the guest between these ends. Nothing is counted or logged.
+    /// What would happen to a new flow of the guest between these ends. Nothing is counted or logged. With `told`, the
+    /// answer is as if the guest had been given the remote address for this name.
     ///
     /// # Errors
     /// The reason why no rules can allow the flow, as text: its source or destination is invalid.
-    pub fn explain(&mut self, protocol: Protocol, ends: &Endpoints) -> Result<Prospect, String> {
+    pub fn explain(
+        &mut self,
+        protocol: Protocol,
+        ends: &Endpoints,
+        told: Option<&Name>,
+    ) -> Result<Prospect, String> {
         let (_, mut cx) = self.split();
         let destination = cx.settings.to_host(protocol, ends.remote).map_err(|why| why.to_string())?;
         if !cx.settings.valid_guest_source(ends.guest.ip()) {
@@ -75,7 +84,8 @@ impl<W: World> Round<'_, W> {
         let source = cx.outbound_source(ends.guest.ip(), destination);
         let asks_resolver = protocol != Protocol::Icmp
             && (cx.settings.is_dns(ends.remote) || cx.settings.is_resolver(ends.remote, destination.ip()));
-        let (outlook, basis) = cx.explain(protocol, ends, destination);
-        Ok(Prospect { destination, asks_resolver, source, outlook, basis })
+        let (outlook, basis) = cx.explain(protocol, ends, told, destination);
+        let withheld = told.and_then(|name| cx.withholds(name, ends.remote.ip()));
+        Ok(Prospect { destination, asks_resolver, source, outlook, basis, withheld })
     }
 }

@@ -9,7 +9,7 @@ use engine::drops::Drops;
 use engine::flow::{FlowId, Protocol};
 use engine::listing::{Detail, Listed, Table};
 use engine::names::Known;
-use engine::policy::Policy;
+use engine::policy::{Name, Policy};
 use engine::stack::{FrameDrops, Prospect};
 use engine::timer::Instant;
 use engine::{splice, tcp};
@@ -64,8 +64,9 @@ pub(crate) enum Ask {
     Policy(usize),
     /// Replace the rules about destinations.
     Replace(Box<Policy>),
-    /// What would happen to a new flow. Without the guest's address, its main address counts.
-    Why { protocol: Protocol, guest: Option<IpAddr>, remote: SocketAddr },
+    /// What would happen to a new flow. Without the guest's address, its main address counts. With a name, the answer is
+    /// as if the guest had been given the remote address for it.
+    Why { protocol: Protocol, guest: Option<IpAddr>, remote: SocketAddr, name: Option<Name> },
     /// The names of addresses in [`NAMES`] slots from this one on.
     Names(u32),
     /// The neighbours of the host.

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use engine::flow::Protocol;
 use engine::forward::spec::Direction;
 use engine::listing::Detail;
+use engine::policy::Name;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -56,8 +57,8 @@ pub(super) enum Job {
     End(u64, Box<List>),
     /// `policy`: the index of the first rule, and the rules so far.
     Policy(usize, Vec<String>),
-    /// `why`: protocol and remote address, as text.
-    Why(&'static str, String),
+    /// `why`: protocol, remote address and its name, as text.
+    Why(&'static str, String, Option<String>),
     /// `dns`: the entries so far.
     Names(String),
     /// `capture.start`.
@@ -142,6 +143,7 @@ struct Destination {
     port: Option<u16>,
     protocol: Option<String>,
     guest: Option<IpAddr>,
+    name: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -270,8 +272,8 @@ impl Job {
                 }
                 results::policy(&part, *first, rules)
             }
-            (Self::Why(protocol, remote), Answer::Why(route)) => match route {
-                Ok(route) => results::route(protocol, remote, &route),
+            (Self::Why(protocol, remote, name), Answer::Why(route)) => match route {
+                Ok(route) => results::route(protocol, remote, name.as_deref(), &route),
                 Err(reason) => Err(Failure::new("refused", reason)),
             },
             (Self::Names(text), Answer::Names(known, next)) => {
@@ -390,7 +392,7 @@ fn replace(request: &Request) -> Begun {
 }
 
 fn why(request: &Request) -> Begun {
-    let Destination { address, port, protocol, guest } = request.arguments()?;
+    let Destination { address, port, protocol, guest, name } = request.arguments()?;
     let word = protocol.as_deref().unwrap_or("tcp");
     let known = Protocol::ALL.iter().find(|(name, _)| *name == word);
     let invalid = |message: &str| Failure::new("invalid-arguments", format!("why: {message}"));
@@ -400,8 +402,13 @@ fn why(request: &Request) -> Begun {
         (Protocol::Icmp, None) => 0,
         (_, port) => port.unwrap_or(443),
     };
+    let name = name
+        .map(|name| Name::parse(&name).ok_or_else(|| invalid(&format!("name: {name:?} is no domain name"))));
+    let name = name.transpose()?;
+    let shown = name.as_ref().map(|name| name.as_str().to_owned());
     let remote = SocketAddr::new(address, port);
-    Ok((Step::Ask(Ask::Why { protocol, guest, remote }), Job::Why(word, address.to_string())))
+    let job = Job::Why(word, address.to_string(), shown);
+    Ok((Step::Ask(Ask::Why { protocol, guest, remote, name }), job))
 }
 
 fn add_names(text: &mut String, known: &[engine::names::Known], next: Option<u32>, most: usize) -> Step {

@@ -206,7 +206,7 @@ pub(super) fn policy(part: &PolicyPart, first: usize, rules: &[String]) -> Outco
 }
 
 /// The result of `why`.
-pub(super) fn route(protocol: &str, remote: &str, route: &Route) -> Outcome {
+pub(super) fn route(protocol: &str, remote: &str, name: Option<&str>, route: &Route) -> Outcome {
     let Route { guest, prospect, source, last } = route;
     let verdict = match prospect.outlook {
         Outlook::Allowed => "allowed",
@@ -228,6 +228,10 @@ pub(super) fn route(protocol: &str, remote: &str, route: &Route) -> Outcome {
         "resolver": prospect.asks_resolver,
         "source": source,
     });
+    if let Some(name) = name {
+        result["name"] = json!(name);
+        result["withheld"] = json!(prospect.withheld);
+    }
     if let Some(last) = last {
         result["last"] = outcome(last);
     }

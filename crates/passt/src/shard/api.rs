@@ -6,7 +6,7 @@ use engine::events::{Event, Events};
 use engine::flow::{Endpoints, FlowId, Kind, Protocol};
 use engine::forward::{Enabled, PortRange};
 use engine::listing::{Lister, Page};
-use engine::policy::Reason;
+use engine::policy::{Name, Reason};
 use engine::timer::Instant;
 use rustix::event::epoll::EventFlags;
 
@@ -167,8 +167,8 @@ impl Shard {
             }
             Ask::Policy(first) => Answer::Policy(self.policy_from(first)),
             Ask::Replace(policy) => Answer::Replaced(self.replace_policy(*policy, now)),
-            Ask::Why { protocol, guest, remote } => {
-                Answer::Why(self.why(protocol, guest, remote, now).map(Box::new))
+            Ask::Why { protocol, guest, remote, name } => {
+                Answer::Why(self.why((protocol, remote), guest, name.as_ref(), now).map(Box::new))
             }
             Ask::Names(first) => {
                 let page = self.stack.guard().names().map(|names| names.page(first, NAMES, now));
@@ -234,9 +234,9 @@ impl Shard {
 
     fn why(
         &mut self,
-        protocol: Protocol,
+        (protocol, remote): (Protocol, SocketAddr),
         guest: Option<IpAddr>,
-        remote: SocketAddr,
+        name: Option<&Name>,
         now: Instant,
     ) -> Result<Route, String> {
         let main = self.stack.guest();
@@ -246,7 +246,7 @@ impl Shard {
             return Err("the guest's address and the destination are of different families".into());
         }
         let ends = Endpoints { guest: SocketAddr::new(guest, 0), remote };
-        let prospect = self.round(now).explain(protocol, &ends)?;
+        let prospect = self.round(now).explain(protocol, &ends, name)?;
         let source = prospect.source.or_else(|| self.sockets.usual_source(prospect.destination));
         let last = self.api.as_ref().and_then(|api| api.outcomes.last(protocol, remote, now));
         Ok(Route { guest, prospect, source, last })

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::policy::Name;
 use serde_json::{Map, Value, json};
 
 use super::{Request, no_such_command, socket, text};
@@ -33,8 +34,10 @@ pub(crate) enum Command {
     Metrics,
     /// Flows on the whole screen, with rates.
     Top(Top),
-    /// What would happen to a flow to this destination: the arguments of the request.
-    Why(Value),
+    /// What would happen to a flow to this address: the arguments of the request.
+    Why(Map<String, Value>),
+    /// What would happen to a flow to each address of this name: the arguments of the request, without the address.
+    WhyName(String, Map<String, Value>),
 }
 
 /// How `pesto top` starts.
@@ -91,9 +94,7 @@ pub(super) fn parse(word: &str, operands: &[OsString], request: &Request) -> Res
             let interval = request.interval.unwrap_or(INTERVAL);
             (Command::Top(Top { filter: words.join(" "), interval }), operands.first())
         }
-        ("why", [typed, rest @ ..]) if rest.len() <= 1 => {
-            (Command::Why(destination(&text(typed)?)?), rest.first())
-        }
+        ("why", [typed, rest @ ..]) if rest.len() <= 1 => (destination(&text(typed)?)?, rest.first()),
         _ => return Err(no_such_command()),
     };
     Ok(Api { path: path.map(|path| socket(path)).transpose()?, what, json: request.json })
@@ -138,14 +139,38 @@ pub(crate) fn condition(typed: &str) -> Result<(String, Value), String> {
     Ok((name.into(), value))
 }
 
-/// `ADDR` or `ADDR:PORT`, `[ADDR]` or `[ADDR]:PORT`, after `PROTOCOL/` if it is not TCP, as arguments of the request.
-fn destination(typed: &str) -> Result<Value, String> {
+/// The protocols of flows.
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "icmp"];
+
+/// `HOST` or `HOST:PORT`, where `HOST` is a name, `ADDR` or `[ADDR]`, after `PROTOCOL/` if it is not TCP.
+fn destination(typed: &str) -> Result<Command, String> {
     let (protocol, rest) = typed.split_once('/').unwrap_or(("tcp", typed));
+    if !PROTOCOLS.contains(&protocol) {
+        return Err(format!("'{typed}' is no destination: before the / is tcp, udp or icmp"));
+    }
+    let mut arguments = Map::from_iter([("protocol".into(), json!(protocol))]);
     let bare = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(rest);
-    match (bare.parse::<IpAddr>(), rest.parse::<SocketAddr>()) {
-        (Ok(address), _) => Ok(json!({ "protocol": protocol, "address": address })),
-        (_, Ok(end)) => Ok(json!({ "protocol": protocol, "address": end.ip(), "port": end.port() })),
-        _ => Err(format!("'{typed}' is no destination: [PROTOCOL/]ADDRESS[:PORT], without a name")),
+    let end = match (bare.parse::<IpAddr>(), rest.parse::<SocketAddr>()) {
+        (Ok(address), _) => Some((address, None)),
+        (_, Ok(end)) => Some((end.ip(), Some(end.port()))),
+        _ => None,
+    };
+    if let Some((address, port)) = end {
+        arguments.insert("address".into(), json!(address));
+        arguments.extend(port.map(|port| ("port".into(), json!(port))));
+        return Ok(Command::Why(arguments));
+    }
+    let (name, port) = match rest.split_once(':') {
+        Some((name, port)) => (name, port.parse::<u16>().map(Some)),
+        None => (rest, Ok(None)),
+    };
+    match (Name::parse(name), port) {
+        (Some(_), Ok(port)) => {
+            arguments.insert("name".into(), json!(name));
+            arguments.extend(port.map(|port| ("port".into(), json!(port))));
+            Ok(Command::WhyName(name.into(), arguments))
+        }
+        _ => Err(format!("'{typed}' is no destination: [PROTOCOL/]ADDRESS[:PORT] or [PROTOCOL/]NAME[:PORT]")),
     }
 }
 
@@ -156,6 +181,13 @@ mod tests {
 
     fn read(args: &[&str]) -> Result<Invocation, String> {
         parse(["pesto"].iter().chain(args).map(OsString::from))
+    }
+
+    fn object(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(object) => object,
+            other => panic!("{other}"),
+        }
     }
 
     #[test]
@@ -180,21 +212,36 @@ mod tests {
             ("icmp/[2001:db8::1]", json!({ "protocol": "icmp", "address": "2001:db8::1" })),
             ("[2001:db8::1]:443", json!({ "protocol": "tcp", "address": "2001:db8::1", "port": 443 })),
         ] {
-            assert_eq!(api(&["why", typed, "/s"]).0, Command::Why(meant), "{typed}");
+            assert_eq!(api(&["why", typed, "/s"]).0, Command::Why(object(meant)), "{typed}");
         }
-        let filter = |conditions: Value| match conditions {
-            Value::Object(conditions) => Command::Capture("x.pcap".into(), conditions),
-            _ => panic!(),
-        };
+        for (typed, name, meant) in [
+            ("example.com", "example.com", json!({ "protocol": "tcp", "name": "example.com" })),
+            (
+                "udp/Bücher.example.:53",
+                "Bücher.example.",
+                json!({ "protocol": "udp", "name": "Bücher.example.", "port": 53 }),
+            ),
+            ("icmp/localhost", "localhost", json!({ "protocol": "icmp", "name": "localhost" })),
+        ] {
+            let expected = Command::WhyName(name.into(), object(meant));
+            assert_eq!(api(&["why", typed, "/s"]).0, expected, "{typed}");
+        }
+        let filter = |conditions: Value| Command::Capture("x.pcap".into(), object(conditions));
         assert_eq!(api(&["capture", "x.pcap", "/s"]).0, filter(json!({})));
         assert_eq!(api(&["capture", "x.pcap", "/s", "port=443"]).0, filter(json!({ "port": 443 })));
         for args in [
             &["capture", "--json", "x", "/s"][..],
             &["capture"],
             &["capture", "x", "/s", "443"],
-            &["why", "example.com", "/s"],
             &["why"],
             &["why", "/s"],
+            &["why", "443"],
+            &["why", "192.0.2.256"],
+            &["why", "192.0.2.1:65536", "/s"],
+            &["why", "example.com:https", "/s"],
+            &["why", "sctp/example.com", "/s"],
+            &["why", "a b", "/s"],
+            &["why", "2001:db8::1::", "/s"],
             &["log", "/s", "-d"],
             &["log", "/s", "--interval=2"],
             &["--interval=2", "/s"],
@@ -244,7 +291,10 @@ mod tests {
                 Command::Capture("-".into(), Map::from_iter([("protocol".into(), json!("udp"))])),
             ),
             (&["metrics"], Command::Metrics),
-            (&["why", "192.0.2.1"], Command::Why(json!({ "protocol": "tcp", "address": "192.0.2.1" }))),
+            (
+                &["why", "192.0.2.1"],
+                Command::Why(object(json!({ "protocol": "tcp", "address": "192.0.2.1" }))),
+            ),
         ] {
             assert!(matches!(read(args), Ok(Invocation::Api(api)) if api.path.is_none() && api.what == what));
         }

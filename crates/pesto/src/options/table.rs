@@ -207,9 +207,9 @@ pub static COMMANDS: [Syntax; 9] = [
     Syntax { words: &["metrics"], usage: "[PATH]", operands: &[Operand::Server], help: "print metrics" },
     Syntax {
         words: &["why"],
-        usage: "[PROTOCOL/]ADDRESS[:PORT] [PATH]",
+        usage: "[PROTOCOL/]HOST[:PORT] [PATH]",
         operands: &[Operand::Destination, Operand::Server],
-        help: "say what would happen to a flow",
+        help: "say what would happen to a flow to an address or a name",
     },
     Syntax {
         words: &["capture"],

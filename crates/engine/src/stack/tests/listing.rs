@@ -125,12 +125,12 @@ fn an_explanation_has_no_effect() {
         ("203.0.113.8:80", Outlook::Allowed, "default allow"),
     ] {
         let ends = Endpoints { guest: GUEST.parse().unwrap(), remote: remote.parse().unwrap() };
-        let prospect = test.round().explain(Protocol::Tcp, &ends).unwrap();
+        let prospect = test.round().explain(Protocol::Tcp, &ends, None).unwrap();
         assert_eq!((prospect.outlook, prospect.basis.rule.as_deref()), (outlook, Some(rule)));
         assert_eq!(prospect.destination, ends.remote);
     }
     let ends = Endpoints { guest: GUEST.parse().unwrap(), remote: "0.0.0.0:80".parse().unwrap() };
-    assert!(test.round().explain(Protocol::Tcp, &ends).is_err());
+    assert!(test.round().explain(Protocol::Tcp, &ends, None).is_err());
     assert_eq!((test.stack.guard().refused(), test.stack.tcp().len()), (0, 0));
     journal.read();
     assert_eq!(journal.how(), []);
