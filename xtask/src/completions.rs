@@ -6,6 +6,7 @@ mod nushell;
 mod zsh;
 
 use passt::cli::options::{Action, Modes, Opt, all};
+use pesto::options::{COMMANDS, Operand, Syntax};
 
 use crate::support::{options_of_pasta, options_of_slirp4netns, supported};
 
@@ -28,12 +29,23 @@ const SHELLS: [Shell; 4] = [
 struct Program {
     name: &'static str,
     /// The options that the program supports.
-    options: Vec<&'static Opt>,
+    options: Vec<Flag>,
     rest: Rest,
 }
 
+/// An option of a program.
+struct Flag {
+    short: Option<char>,
+    long: Vec<&'static str>,
+    argument: Argument,
+    /// The name of its argument in the help text. Empty if it has none.
+    argument_name: &'static str,
+    /// The first line of its help text.
+    purpose: &'static str,
+}
+
 /// The arguments that are not options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Rest {
     /// A command with its own arguments.
     Command,
@@ -41,6 +53,8 @@ enum Rest {
     File,
     /// Nothing.
     Nothing,
+    /// One of the commands of `pesto`, with its operands, or a server.
+    Commands(&'static [Syntax]),
 }
 
 /// The argument of an option, for completion.
@@ -59,14 +73,37 @@ enum Argument {
 }
 
 /// The programs.
-fn programs() -> [Program; 3] {
-    let passt = all().filter(|opt| opt.modes != Modes::Pasta && supported(opt)).collect();
-    let pasta = options_of_pasta().filter(|opt| supported(opt)).collect();
+fn programs() -> [Program; 4] {
+    let passt = all().filter(|opt| opt.modes != Modes::Pasta && supported(opt)).map(flag).collect();
+    let pasta = options_of_pasta().filter(|opt| supported(opt)).map(flag).collect();
+    let slirp4netns = options_of_slirp4netns().map(flag).collect();
+    let pesto = pesto::options::all().map(flag_of_pesto).collect();
     [
         Program { name: "passt", options: passt, rest: Rest::Nothing },
         Program { name: "pasta", options: pasta, rest: Rest::Command },
-        Program { name: "slirp4netns", options: options_of_slirp4netns().collect(), rest: Rest::File },
+        Program { name: "slirp4netns", options: slirp4netns, rest: Rest::File },
+        Program { name: "pesto", options: pesto, rest: Rest::Commands(&COMMANDS) },
     ]
+}
+
+fn flag(opt: &'static Opt) -> Flag {
+    let argument_name = match opt.action {
+        Action::Flag(_) | Action::Show(_) => "",
+        Action::Value(name, _) => name,
+        Action::Ports(..) => "SPEC",
+    };
+    let long = opt.long.to_vec();
+    Flag { short: opt.short, long, argument: argument(opt), argument_name, purpose: purpose(opt.help) }
+}
+
+fn flag_of_pesto(opt: &'static pesto::options::Opt) -> Flag {
+    let argument = match opt.argument() {
+        None => Argument::None,
+        Some("TABLE") => Argument::Words("HOST|SPLICE"),
+        Some(_) => Argument::Other,
+    };
+    let argument_name = opt.argument().unwrap_or_default();
+    Flag { short: opt.short, long: vec![opt.long], argument, argument_name, purpose: purpose(opt.help) }
 }
 
 /// All scripts: the program, the path below a prefix, and the content.
@@ -97,18 +134,55 @@ fn argument(opt: &Opt) -> Argument {
     }
 }
 
-/// The name of an option's argument in the help text.
-fn argument_name(opt: &Opt) -> &'static str {
-    match opt.action {
-        Action::Flag(_) | Action::Show(_) => "",
-        Action::Value(name, _) => name,
-        Action::Ports(..) => "SPEC",
+/// The commands that begin with different words, each with the second words, if it has some.
+fn first_words(commands: &[Syntax]) -> Vec<(&'static str, Vec<&'static str>)> {
+    let mut firsts: Vec<(&str, Vec<&str>)> = Vec::new();
+    for command in commands {
+        let Some((first, rest)) = command.words.split_first() else { continue };
+        match firsts.last_mut().filter(|(last, _)| last == first) {
+            Some((_, seconds)) => seconds.extend(rest),
+            None => firsts.push((first, rest.to_vec())),
+        }
+    }
+    firsts
+}
+
+/// The kinds of the operands of a command, for the scripts. The last one is that of all that follow.
+fn kinds(command: &Syntax) -> String {
+    let kind = |operand: &Operand| match operand {
+        Operand::Server => "server",
+        Operand::File => "file",
+        Operand::Destination | Operand::Filter => "none",
+        Operand::FlowConditions => "flows",
+        Operand::FrameConditions => "frames",
+    };
+    let is_repeated = [Operand::FlowConditions, Operand::FrameConditions];
+    let end = command.operands.last().is_none_or(|last| !is_repeated.contains(last)).then_some("none");
+    command.operands.iter().map(kind).chain(end).collect::<Vec<_>>().join(" ")
+}
+
+/// Names of conditions, as words that are continued.
+fn conditions(names: &[&str]) -> String {
+    names.iter().map(|name| format!("{name}=")).collect::<Vec<_>>().join(" ")
+}
+
+/// The names of the options that have an argument.
+fn with_argument(program: &Program, separator: &str) -> String {
+    let having = program.options.iter().filter(|opt| opt.argument != Argument::None);
+    having.flat_map(Flag::names).collect::<Vec<_>>().join(separator)
+}
+
+impl Flag {
+    /// Its names, with dashes.
+    fn names(&self) -> impl Iterator<Item = String> {
+        let short = self.short.map(|letter| format!("-{letter}"));
+        short.into_iter().chain(self.long.iter().map(|name| format!("--{name}")))
     }
 }
 
 /// The first line of an option's help text.
-fn purpose(opt: &Opt) -> &'static str {
-    opt.help.lines().next().unwrap_or_default().trim_end_matches([':', ','])
+fn purpose(help: &'static str) -> &'static str {
+    help.lines().next().unwrap_or_default().trim_end_matches([':', ',', ';'])
 }
 
 #[cfg(test)]
@@ -118,7 +192,7 @@ mod tests {
     #[test]
     fn supported_options_are_completed() {
         for program in programs() {
-            let options: Vec<&str> = program.options.iter().flat_map(|opt| opt.long).copied().collect();
+            let options: Vec<&str> = program.options.iter().flat_map(|opt| opt.long.clone()).collect();
             for shell in &SHELLS {
                 let script = (shell.script)(&program);
                 // In fish, an option has no dashes.
@@ -133,6 +207,12 @@ mod tests {
                     .collect();
                 for name in &options {
                     assert!(words.contains(name), "{}, {}: {name}", program.name, shell.path);
+                }
+                if let Rest::Commands(commands) = program.rest {
+                    for word in commands.iter().flat_map(|command| command.words) {
+                        assert!(script.contains(word), "{}: {word}", shell.path);
+                    }
+                    continue;
                 }
                 for opt in all().filter(|opt| !supported(opt)) {
                     assert!(

@@ -1,27 +1,16 @@
 //! Completion for bash.
 
-use passt::cli::options::Opt;
+use pesto::options::{FLOW_CONDITIONS, FRAME_CONDITIONS, Syntax};
 
-use super::{Argument, Program, Rest, argument, title};
+use super::{Argument, Flag, Program, Rest, conditions, first_words, kinds, title, with_argument};
 
 /// The script for bash.
 pub(super) fn script(program: &Program) -> String {
-    let names = |wanted: &dyn Fn(&Opt) -> bool, separator: &str| -> String {
-        let of = |opt: &&Opt| {
-            let long = opt.long.iter().map(|name| format!("--{name}"));
-            let short = opt.short.map(|letter| format!("-{letter}"));
-            short.into_iter().chain(long).collect::<Vec<_>>()
-        };
-        program
-            .options
-            .iter()
-            .copied()
-            .filter(|opt| wanted(opt))
-            .flat_map(|opt| of(&opt))
-            .collect::<Vec<_>>()
-            .join(separator)
+    let names = |wanted: &dyn Fn(&Flag) -> bool, separator: &str| -> String {
+        let wanted = program.options.iter().filter(|opt| wanted(opt));
+        wanted.flat_map(Flag::names).collect::<Vec<_>>().join(separator)
     };
-    let takes = |wanted: Argument| move |opt: &Opt| argument(opt) == wanted;
+    let takes = |wanted: Argument| move |opt: &Flag| opt.argument == wanted;
     let cases = [
         (
             names(&takes(Argument::File), "|"),
@@ -31,8 +20,21 @@ pub(super) fn script(program: &Program) -> String {
             names(&takes(Argument::Interface), "|"),
             "mapfile -t COMPREPLY < <(cd /sys/class/net && compgen -G \"$current*\")\n            ",
         ),
-        (names(&|opt| matches!(argument(opt), Argument::Other | Argument::Words(_)), "|"), ""),
+        (names(&takes(Argument::Other), "|"), ""),
     ];
+    let words = program.options.iter().filter_map(|opt| match opt.argument {
+        Argument::Words(words) => Some((words, names(&takes(opt.argument), "|"))),
+        _ => None,
+    });
+    let words: String = words
+        .map(|(words, names)| {
+            let words = words.replace('|', " ");
+            format!(
+                "        {names})\n            mapfile -t COMPREPLY < <(compgen -W '{words}' -- \"$current\")\n            \
+                 return ;;\n"
+            )
+        })
+        .collect();
     let cases: String = cases
         .iter()
         .filter(|(names, _)| !names.is_empty())
@@ -42,14 +44,19 @@ pub(super) fn script(program: &Program) -> String {
         Rest::Command => "mapfile -t COMPREPLY < <(compgen -c -- \"$current\")",
         Rest::File => "mapfile -t COMPREPLY < <(compgen -f -- \"$current\")",
         Rest::Nothing => "COMPREPLY=()",
+        Rest::Commands(_) => "_pesto_operand \"$current\"",
+    };
+    let operands = match program.rest {
+        Rest::Commands(commands) => operands(commands, &with_argument(program, "|")),
+        _ => String::new(),
     };
     format!(
         r#"{title}
-
+{operands}
 _{name}() {{
     local current=$2 previous=$3
     case $previous in
-{cases}    esac
+{words}{cases}    esac
     case $current in
         -*) mapfile -t COMPREPLY < <(compgen -W '{all}' -- "$current") ;;
         *) {rest} ;;
@@ -60,5 +67,61 @@ complete -o filenames -F _{name} {name}
         title = title(program, "bash"),
         name = program.name,
         all = names(&|_| true, " "),
+    )
+}
+
+/// The functions that complete an operand of `pesto`. `options` are the names of options with an argument.
+fn operands(commands: &[Syntax], options: &str) -> String {
+    let mut cases = String::new();
+    for command in commands {
+        let (skip, words) = (command.words.len(), command.words.join(" "));
+        let pattern = if skip > 1 { format!("'{words}'") } else { format!("'{words} '*") };
+        cases += &format!("        {pattern}) skip={skip} kinds=({}) ;;\n", kinds(command));
+    }
+    let firsts = first_words(commands);
+    for (first, seconds) in firsts.iter().filter(|(_, seconds)| !seconds.is_empty()) {
+        cases += &format!("        '{first} '*) skip=1 kinds=(word none) words='{}' ;;\n", seconds.join(" "));
+    }
+    format!(
+        r#"
+_pesto_instances() {{
+    local path name
+    for path in "${{XDG_RUNTIME_DIR-}}"/passt/*.api; do
+        name=${{path##*/}} name=${{name%.api}}
+        [[ -S $path && $name != *[!0-9]* ]] && echo "$name"
+    done
+}}
+
+_pesto_operand() {{
+    local current=$1 skip=0 words='{firsts}' index operands=() kinds=(start none)
+    # The value of a condition.
+    [[ ${{COMP_WORDS[COMP_CWORD]}} == = || ${{COMP_WORDS[COMP_CWORD - 1]}} == = ]] && return
+    for ((index = 1; index < COMP_CWORD; index++)); do
+        case ${{COMP_WORDS[index]}} in
+            {options})
+                ((index++))
+                # A word that begins with = is a word of its own for bash.
+                [[ ${{COMP_WORDS[index]}} == = ]] && ((index++)) ;;
+            -d) [[ ${{operands[0]-}} == top ]] && ((index++)) ;;
+            -*) ;;
+            *) operands+=("${{COMP_WORDS[index]}}") ;;
+        esac
+    done
+    case "${{operands[0]-}} ${{operands[1]-}}" in
+{cases}    esac
+    index=$((${{#operands[@]}} - skip))
+    case ${{kinds[index]-${{kinds[-1]}}}} in
+        start) words+=" $(_pesto_instances)" ;;&
+        server) words=$(_pesto_instances) ;;&
+        flows) words='{flows}' && compopt -o nospace +o filenames ;;&
+        frames) words='{frames}' && compopt -o nospace +o filenames ;;&
+        start | word | server | flows | frames) mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current") ;;&
+        start | server | file) mapfile -t -O "${{#COMPREPLY[@]}}" COMPREPLY < <(compgen -f -- "$current") ;;
+    esac
+}}
+"#,
+        firsts = firsts.iter().map(|(first, _)| *first).collect::<Vec<_>>().join(" "),
+        flows = conditions(&FLOW_CONDITIONS),
+        frames = conditions(&FRAME_CONDITIONS),
     )
 }

@@ -1,40 +1,104 @@
 //! Completion for zsh: arguments of `_arguments`.
 
-use passt::cli::options::Opt;
+use pesto::options::{FLOW_CONDITIONS, FRAME_CONDITIONS, Syntax};
 
-use super::{Argument, Program, Rest, argument, argument_name, purpose, title};
+use super::{Argument, Flag, Program, Rest, conditions, first_words, kinds, title, with_argument};
 
 /// The script for zsh.
 pub(super) fn script(program: &Program) -> String {
     let options: String =
-        program.options.iter().flat_map(|opt| specs(opt)).map(|spec| format!("    {spec} \\\n")).collect();
+        program.options.iter().flat_map(specs).map(|spec| format!("    {spec} \\\n")).collect();
     let rest = match program.rest {
         Rest::Command => "'(-)1:command or PID:_command_names -e' '*::arguments:_normal'",
         Rest::File => "'*:file:_files'",
         Rest::Nothing => "'*::'",
+        Rest::Commands(_) => "'*: :_pesto_operand'",
+    };
+    let operands = match program.rest {
+        Rest::Commands(commands) => operands(commands, &with_argument(program, "|")),
+        _ => String::new(),
     };
     format!(
-        "#compdef {}\n{}\n\n_arguments -s -S \\\n{options}    {rest}\n",
+        "#compdef {}\n{}\n{operands}\n_arguments -s -S \\\n{options}    {rest}\n",
         program.name,
         title(program, "zsh")
     )
 }
 
 /// One specification for each name of an option.
-fn specs(opt: &Opt) -> Vec<String> {
-    let purpose = escape(purpose(opt));
-    let value = match argument(opt) {
+fn specs(opt: &Flag) -> Vec<String> {
+    let purpose = escape(opt.purpose);
+    let value = match opt.argument {
         Argument::None => String::new(),
-        Argument::Interface => format!(":{}:_net_interfaces", escape(argument_name(opt))),
-        Argument::File => format!(":{}:_files", escape(argument_name(opt))),
-        Argument::Words(words) => format!(":{}:({})", escape(argument_name(opt)), words.replace('|', " ")),
-        Argument::Other => format!(":{}: ", escape(argument_name(opt))),
+        Argument::Interface => format!(":{}:_net_interfaces", escape(opt.argument_name)),
+        Argument::File => format!(":{}:_files", escape(opt.argument_name)),
+        Argument::Words(words) => format!(":{}:({})", escape(opt.argument_name), words.replace('|', " ")),
+        Argument::Other => format!(":{}: ", escape(opt.argument_name)),
     };
     // A value may follow in the same word.
     let (short, long) = if value.is_empty() { ("", "") } else { ("+", "=") };
     let letter = opt.short.map(|letter| format!("'*-{letter}{short}[{purpose}]{value}'"));
     let names = opt.long.iter().map(|name| format!("'*--{name}{long}[{purpose}]{value}'"));
     letter.into_iter().chain(names).collect()
+}
+
+/// The functions that complete an operand of `pesto`. `options` are the names of options with an argument.
+fn operands(commands: &[Syntax], options: &str) -> String {
+    let mut cases = String::new();
+    for command in commands {
+        let (skip, words) = (command.words.len(), command.words.join(" "));
+        let pattern = if skip > 1 { format!("'{words}'") } else { format!("'{words} '*") };
+        cases += &format!("        {pattern}) skip={skip} kinds=({}) ;;\n", kinds(command));
+    }
+    let described = |word: &str, help: &str| format!("'{word}:{}'", escape(help));
+    let (mut starts, mut lists) = (Vec::new(), String::new());
+    for (first, seconds) in first_words(commands) {
+        let help = |word: &str| {
+            let command = commands.iter().find(|command| command.words.last() == Some(&word));
+            command.map_or("the rules for what the guest may reach", |command| command.help)
+        };
+        starts.push(described(first, help(first)));
+        if !seconds.is_empty() {
+            cases += &format!("        '{first} '*) skip=1 kinds=({first} none) ;;\n");
+            let seconds: Vec<String> = seconds.iter().map(|second| described(second, help(second))).collect();
+            lists += &format!(
+                "        {first}) commands=({}); _describe command commands && ret=0 ;;\n",
+                seconds.join(" ")
+            );
+        }
+    }
+    format!(
+        r#"
+_pesto_operand() {{
+    local index skip=0 ret=1
+    local -a operands commands instances kinds=(start none)
+    for ((index = 2; index < CURRENT; index++)); do
+        case $words[index] in
+            ({options}) ((index++)) ;;
+            (-d) [[ $operands[1] == top ]] && ((index++)) ;;
+            (-*) ;;
+            (*) operands+=($words[index]) ;;
+        esac
+    done
+    case "$operands[1] $operands[2]" in
+{cases}    esac
+    index=$(($#operands - skip + 1))
+    case ${{kinds[index]:-$kinds[-1]}} in
+        start) commands=({starts}); _describe command commands && ret=0 ;|
+        start|server)
+            instances=(${{XDG_RUNTIME_DIR:-/nonexistent}}/passt/<->.api(N=:t:r))
+            _describe 'process ID' instances && ret=0 ;|
+        start|server|file) _files && ret=0 ;;
+{lists}        flows) compadd -S '' -- {flows} && ret=0 ;;
+        frames) compadd -S '' -- {frames} && ret=0 ;;
+    esac
+    return ret
+}}
+"#,
+        starts = starts.join(" "),
+        flows = conditions(&FLOW_CONDITIONS),
+        frames = conditions(&FRAME_CONDITIONS),
+    )
 }
 
 /// Escapes what has a meaning in a specification, or ends a quoted word.

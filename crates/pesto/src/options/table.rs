@@ -76,7 +76,7 @@ static OPTIONS: [Opt; 12] = [
         long: "tcp-ns",
         short: Some('T'),
         action: Action::Ports(Direction::Outbound, Protocol::Tcp),
-        help: "TCP ports to forward from the namespace to the\nhost, with SPLICE in place of HOST",
+        help: "TCP ports of the namespace to forward to the host;\nwith SPLICE in place of HOST",
     },
     Opt {
         long: "udp-ns",
@@ -106,7 +106,7 @@ static OPTIONS: [Opt; 12] = [
         long: "interval",
         short: None,
         action: Action::Interval,
-        help: "Time from one list of top to the next (1); after\nthe word top also -d",
+        help: "Seconds from one list of top to the next (1);\nafter the word top also -d",
     },
     Opt { long: "help", short: Some('h'), action: Action::Help, help: "Show this text and exit" },
 ];
