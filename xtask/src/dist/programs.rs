@@ -79,8 +79,9 @@ pub(crate) fn compile(target: &str) -> anyhow::Result<(PathBuf, String)> {
         .env("CARGO_INCREMENTAL", "0")
         .env("PASST_RS_VERSION", version::full(&root())?)
         .env_remove("RUSTFLAGS");
-    if foreign(target).is_some() {
-        // The compiler brings this linker, and the C library of these targets.
+    if target.ends_with("-musl") {
+        // The compiler brings this linker, as it brings the C library of these targets. GNU ld fills the file up to a multiple of
+        // the page size before each segment.
         cargo.env(format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_")), "rust-lld");
     }
     let messages = tool::output(cargo.arg("--message-format=json-render-diagnostics"))?;
