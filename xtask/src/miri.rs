@@ -11,7 +11,7 @@ use crate::house::root;
 const RUNS: [&str; 3] = [
     "test -p wire",
     "test -p sys --lib -- address:: cmsg:: iov:: tap::tests::a_refused tap::tests::all tap::tests::only",
-    "test -p engine --lib -- --skip under_load --skip any_order flow:: forward::ports idle:: nat:: share:: timer::",
+    "test -p engine --lib -- --skip under_load --skip any_order --skip reserved_memory flow:: forward::ports idle:: nat:: share:: timer::",
 ];
 
 /// Runs all commands of [`RUNS`]. Stops when a command fails.
