@@ -18,11 +18,12 @@ pub struct Name(Box<str>);
 
 impl Name {
     /// Reads a name. U-labels become A-labels (UTS #46, non-transitional). One trailing dot is allowed. Returns none
-    /// if the text is not a domain name, or if it ends in a number, since only addresses end in a number.
+    /// if the text is not a domain name, or if it ends in a number, since only addresses end in a number. A text that begins
+    /// with a hyphen is no name (RFC 5891 §4.2.3.1), but an option that lacks its argument.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         // A label in Unicode has at most four bytes for each byte of its A-label.
-        if text.len() > 4 * MAX_DOTTED_LEN {
+        if text.len() > 4 * MAX_DOTTED_LEN || text.starts_with('-') {
             return None;
         }
         let text = without_dot(text);

@@ -99,6 +99,8 @@ fn invalid_rules() {
         (":443", Fault::NoDestination),
         ("sctp/192.0.2.1", Fault::Protocol),
         ("tpc/example.org", Fault::Protocol),
+        ("--", Fault::Destination),
+        ("-x.example.org", Fault::Destination),
         ("example.org/24", Fault::Destination),
         ("/24", Fault::Destination),
         ("192.0.2", Fault::Destination),
