@@ -3,14 +3,14 @@
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use serde_json::{Map, Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tempfile::NamedTempFile;
 
 use crate::connection::Connection;
 use crate::output::report;
@@ -30,10 +30,13 @@ pub(super) fn run(
 ) -> Result<(), String> {
     // The signals are taken over before the capture begins: each of them then ends it in order.
     let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| error.to_string())?;
-    let (sink, relay) = open(file)?;
-    connection.request_with("capture.start", &json!(filter), sink.as_fd())?;
+    let Sink { descriptor, replaces, relay } = Sink::open(file)?;
+    connection.request_with("capture.start", &json!(filter), descriptor.as_fd())?;
     // The server has the only end that writes.
-    drop(sink);
+    drop(descriptor);
+    if let Some((new, path)) = replaces {
+        new.persist(path).map_err(|error| cannot_write(file, &error.error))?;
+    }
     let patient = connection.stream().set_read_timeout(None);
     let stream = patient.and_then(|()| connection.stream().try_clone());
     stop_by_signal(signals, stream.map_err(|error| error.to_string())?);
@@ -50,15 +53,44 @@ pub(super) fn run(
     }
 }
 
-/// Opens the file. For standard output, the server writes to a pipe: it would otherwise change the mode of a file that others
-/// use, too.
-fn open(file: &Path) -> Result<(OwnedFd, Option<Relay>), String> {
-    if file != "-" {
-        let file_options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
-        return file_options
-            .map(|opened| (opened.into(), None))
-            .map_err(|error| format!("can't write to {}: {error}", file.display()));
+/// Where the server writes to.
+struct Sink {
+    descriptor: OwnedFd,
+    /// A new file, and the path of the file that it replaces as soon as the server has accepted it.
+    replaces: Option<(NamedTempFile, PathBuf)>,
+    /// Copies from a pipe to standard output.
+    relay: Option<Relay>,
+}
+
+fn cannot_write(file: &Path, error: &io::Error) -> String {
+    format!("can't write to {}: {error}", file.display())
+}
+
+impl Sink {
+    /// Opens the file. For standard output, the server writes to a pipe: it would otherwise change the mode of a file that
+    /// others use, too.
+    fn open(file: &Path) -> Result<Self, String> {
+        if file == "-" {
+            let (descriptor, relay) = standard_output()?;
+            return Ok(Self { descriptor, replaces: None, relay: Some(relay) });
+        }
+        // A pipe or a device is not replaced.
+        if file.metadata().is_ok_and(|present| !present.is_file()) {
+            let opened =
+                OpenOptions::new().write(true).open(file).map_err(|error| cannot_write(file, &error))?;
+            return Ok(Self { descriptor: opened.into(), replaces: None, relay: None });
+        }
+        // A link is not replaced, but the file to which it leads.
+        let path = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let made = NamedTempFile::new_in(folder).and_then(|new| Ok((new.as_file().try_clone()?, new)));
+        let (descriptor, new) = made.map_err(|error| cannot_write(file, &error))?;
+        Ok(Self { descriptor: descriptor.into(), replaces: Some((new, path)), relay: None })
     }
+}
+
+/// A pipe from which a thread copies to standard output.
+fn standard_output() -> Result<(OwnedFd, Relay), String> {
     if io::stdout().is_terminal() {
         return Err("standard output is a terminal: redirect it, or give a FILE".into());
     }
@@ -74,7 +106,7 @@ fn open(file: &Path) -> Result<(OwnedFd, Option<Relay>), String> {
             stdout.flush()?;
         }
     };
-    Ok((writer.into(), Some(thread::spawn(relay))))
+    Ok((writer.into(), thread::spawn(relay)))
 }
 
 /// Asks the server to end the capture when a signal arrives.

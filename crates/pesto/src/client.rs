@@ -54,7 +54,10 @@ pub(super) fn connect<T>(
     let greeting = receive(&stream, |is_silent| {
         let other = other();
         if other.is_none() && is_silent {
-            report(&format!("{} has sent nothing yet: is it the socket of --conf-path?", path.display()));
+            report(&format!(
+                "{} has sent nothing yet: another client may be connected, or it is not the socket of --conf-path",
+                path.display()
+            ));
         }
         other
     })?;

@@ -118,7 +118,7 @@ fn found() -> Result<Found, String> {
             Ok(instance) => found.instances.push(instance),
             Err(fault) => {
                 let reason = format!("{}: {fault}", path.display());
-                if matches!(fault, Fault::Refused(_)) {
+                if path.exists() {
                     found.none.clone_from(&reason);
                 }
                 found.silent.push((path, reason));

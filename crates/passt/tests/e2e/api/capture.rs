@@ -183,6 +183,13 @@ fn pesto_captures_to_a_file_and_to_standard_output() {
         assert!(end.code() == 0 && end.stderr.contains("1 frames, 0 lost"), "{end:?}");
         assert_eq!(ports(&std::fs::read(&file).unwrap()), [(5000, 7000)]);
     }
+    // A capture that is refused leaves the file, and no other one, behind.
+    let before = std::fs::read(&file).unwrap();
+    let files = || std::fs::read_dir(net.path("")).unwrap().count();
+    let count = files();
+    let end = net.host.run(&[companion("pesto"), "capture", &file, &socket, "missing=1"]);
+    assert!(end.code() == 1 && end.stderr.contains("missing"), "{end:?}");
+    assert_eq!((std::fs::read(&file).unwrap(), files()), (before, count));
     let end = net.host.run(&[companion("pesto"), "capture", "/missing/x", &socket]);
     assert!(end.code() == 1 && end.stderr.contains("can't write to /missing/x"), "{end:?}");
 }
