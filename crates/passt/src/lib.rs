@@ -126,7 +126,11 @@ fn print(text: &str) -> ExitCode {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(error) => {
+            // If this fails, the exit status still reports the failure.
+            drop(writeln!(std::io::stderr(), "can't write to standard output: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -55,9 +55,7 @@ fn can_serve_as_another() -> anyhow::Result<bool> {
 /// Whether this is the initial user namespace. Its map contains all IDs. Other user namespaces map only some IDs.
 fn in_initial_user_namespace() -> anyhow::Result<bool> {
     if !std::path::Path::new("/proc/self").exists() {
-        bail!(
-            "started as root, but /proc is not mounted, so the user namespace is unknown: give the user by --runas"
-        );
+        bail!("started as root, but /proc is not mounted, so the user namespace is unknown: mount it");
     }
     // If the file doesn't exist, the kernel has no user namespaces.
     Ok(std::fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_identity(&map)))

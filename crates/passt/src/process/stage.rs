@@ -15,8 +15,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, Signal, WaitOptions, getpid, getrlimit, kill_process,
     parent_process_death_signal, set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid,
@@ -72,6 +73,9 @@ impl Boot {
     /// # Errors
     /// A descriptor is not open or of the wrong kind, or signal dispositions can't be read.
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        // pasta finds namespaces there, and tells the kernel about those of its command.
+        let needs_proc = config.mode != Mode::Passt;
+        ensure!(!needs_proc || Path::new("/proc/self").exists(), "/proc is not mounted: mount it");
         let guest_socket = match config.passt.link {
             GuestLink::Fd(fd) => Some(inherited(fd, "--fd")?),
             GuestLink::Path(_) | GuestLink::Probe => None,
