@@ -70,7 +70,7 @@ pub(crate) fn open_file(path: &Path, limit: u64) -> anyhow::Result<()> {
     );
     let file = CappedFile::create(path, &title, limit)
         .with_context(|| format!("can't open log file {} (--log-file)", path.display()))?;
-    logger.outputs().file = Some(LogFile { file, title });
+    logger.outputs().file = Some(LogFile { file, title, lost: 0 });
     Ok(())
 }
 
@@ -171,11 +171,25 @@ struct LogFile {
     file: CappedFile,
     /// The first line, without the text that is added when old lines are removed.
     title: String,
+    /// Lines that could not be written since the last one that was, such as on a full disk.
+    lost: u64,
 }
 
 impl LogFile {
-    fn add(&mut self, line: &str, now: &str) -> std::io::Result<()> {
-        self.file.add(line, || format!("{} - log truncated at {now}", self.title))
+    /// Adds a line, after a note if lines before it are missing.
+    fn add(&mut self, line: &str, now: &str) {
+        let Self { file, title, lost } = self;
+        let mut add = |line: &str| file.add(line, || format!("{title} - log truncated at {now}"));
+        let noted = if *lost > 0 {
+            let note = format!("{lost} lines are missing: the file could not be written to");
+            add(&file_line(now, Level::Warn, &note))
+        } else {
+            Ok(())
+        };
+        *lost = if noted.is_ok() { 0 } else { *lost };
+        if noted.and_then(|()| add(line)).is_err() {
+            *lost += 1;
+        }
     }
 }
 
@@ -265,7 +279,7 @@ impl Logger {
         }
         if let Some(file) = &mut outputs.file {
             let now = stamp(self.started.elapsed());
-            drop(file.add(&file_line(&now, level, text), &now));
+            file.add(&file_line(&now, level, text), &now);
         } else if let Some(socket) = outputs.syslog.as_ref().filter(|_| !on_stderr && level <= Level::Info) {
             drop(socket.send(self.syslog_line(outputs.pid, level, text).as_bytes()));
         }

@@ -76,6 +76,35 @@ fn the_log_file_keeps_its_size_limit_r10() {
 }
 
 /// behaviour §1.10: the program prints a table of counters, with a new line after a change.
+/// Lines that a full disk has not taken are counted when it takes lines again.
+#[test]
+fn lines_that_are_missing_are_counted() {
+    let Some(net) = Net::new() else { return };
+    let disk = net.path("disk");
+    net.host.sh(&format!("mkdir {disk}; mount -t tmpfs -o size=64k tmpfs {disk}; chmod 777 {disk}"));
+    let log = format!("{disk}/log");
+    let pasta = net.pasta(&["--debug", "--log-file", &log]);
+    let text = || net.host.sh(&format!("cat {log}"));
+    let listener = net.peer.listen((PEER[0], 7000));
+    let flow = || {
+        let client = net.guest.connect((PEER[0], 7000)).unwrap();
+        drop(accept(&listener));
+        client.local_addr().unwrap().to_string()
+    };
+    net.host.sh(&format!("dd if=/dev/zero of={disk}/other bs=1k count=64 2>/dev/null || true"));
+    // The last block of the log has room for some lines.
+    let lost: Vec<String> = (0..60).map(|_| flow()).collect();
+    net.host.sh(&format!("rm {disk}/other"));
+    wait_until("a line after the gap", || {
+        flow();
+        text().contains(" lines are missing: the file could not be written to")
+    });
+    let text = text();
+    assert!(!text.contains(lost.last().unwrap()), "{text}");
+    assert_eq!(text.matches("lines are missing").count(), 1, "{text}");
+    pasta.terminate();
+}
+
 #[test]
 fn stats_prints_counters_of_flows() {
     let Some(net) = Net::new() else { return };
