@@ -67,7 +67,8 @@ pub(crate) struct Forwarder {
     budget: Budget,
     /// When to make a scan that the budget did not allow. Indexed by the direction of the payload that caused the scan.
     owed: [Option<Instant>; 2],
-    retry: Retry,
+    /// Number of scans since the last one that has found a change.
+    unchanged: u32,
     /// The rules have changed since the last scan.
     changed: bool,
 }
@@ -89,7 +90,7 @@ impl Forwarder {
             cares: [false; 2],
             budget: Budget::full(Instant::from_micros(0)),
             owed: [None; 2],
-            retry: Retry::FIRST,
+            unchanged: 0,
             changed: false,
         };
         if let Some(enabled) = rules.restricted {
@@ -166,7 +167,8 @@ impl Forwarder {
                 changed |= scanner.scan();
             }
         }
-        if self.retry.is_due(changed) {
+        self.unchanged = if changed { 0 } else { self.unchanged.wrapping_add(1) };
+        if binds_again(self.unchanged) {
             self.follow(&mut rx);
             self.focus();
         }
@@ -198,31 +200,11 @@ impl Forwarder {
     }
 }
 
-/// When ports that could not be bound are tried again: 1, 2, 4, … scans after the last time, and after each change.
-#[derive(Debug)]
-struct Retry {
-    scans: u32,
-    /// The number of scans from the next time to the one after it.
-    then: u32,
-}
-
-impl Retry {
-    const FIRST: Self = Self { scans: 1, then: 2 };
-    /// Maximum number of scans from one time to the next.
-    const MAX: u32 = 16;
-
-    /// Counts a scan, which has found a change or none. Returns whether ports are to be bound.
-    const fn is_due(&mut self, changed: bool) -> bool {
-        self.scans = self.scans.saturating_sub(1);
-        let is_due = changed || self.scans == 0;
-        if changed {
-            *self = Self::FIRST;
-        } else if is_due {
-            let next = if 2 * self.then < Self::MAX { 2 * self.then } else { Self::MAX };
-            *self = Self { scans: self.then, then: next };
-        }
-        is_due
-    }
+/// Whether ports that could not be bound are tried again after this number of scans without a change: at a change, after 1, 3,
+/// 7, 15, and then each 16.
+const fn binds_again(scans: u32) -> bool {
+    let next = scans.wrapping_add(1);
+    next.is_power_of_two() || next.is_multiple_of(16)
 }
 
 #[cfg(test)]

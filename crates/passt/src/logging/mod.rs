@@ -180,14 +180,11 @@ impl LogFile {
     fn add(&mut self, line: &str, now: &str) {
         let Self { file, title, lost } = self;
         let mut add = |line: &str| file.add(line, || format!("{title} - log truncated at {now}"));
-        let noted = if *lost > 0 {
-            let note = format!("{lost} lines are missing: the file could not be written to");
-            add(&file_line(now, Level::Warn, &note))
-        } else {
-            Ok(())
-        };
-        *lost = if noted.is_ok() { 0 } else { *lost };
-        if noted.and_then(|()| add(line)).is_err() {
+        let note = |lost| format!("{lost} lines are missing: the file could not be written to");
+        if *lost > 0 && add(&file_line(now, Level::Warn, &note(*lost))).is_ok() {
+            *lost = 0;
+        }
+        if *lost > 0 || add(line).is_err() {
             *lost += 1;
         }
     }
