@@ -134,17 +134,43 @@ fn argument(opt: &Opt) -> Argument {
     }
 }
 
-/// The commands that begin with different words, each with the second words, if it has some.
-fn first_words(commands: &[Syntax]) -> Vec<(&'static str, Vec<&'static str>)> {
-    let mut firsts: Vec<(&str, Vec<&str>)> = Vec::new();
-    for command in commands {
-        let Some((first, rest)) = command.words.split_first() else { continue };
-        match firsts.last_mut().filter(|(last, _)| last == first) {
-            Some((_, seconds)) => seconds.extend(rest),
-            None => firsts.push((first, rest.to_vec())),
+/// A word that a command of `pesto` begins with, or that follows such a word, and what it does.
+struct Word {
+    word: &'static str,
+    help: &'static str,
+    /// The words that follow it.
+    seconds: Vec<Self>,
+}
+
+/// The words that commands begin with.
+fn first_words(commands: &[Syntax]) -> Vec<Word> {
+    let mut firsts: Vec<Word> = Vec::new();
+    for &Syntax { words, help, .. } in commands {
+        let of = |word, help| Word { word, help, seconds: Vec::new() };
+        match *words {
+            [word] => firsts.push(of(word, help)),
+            [first, second] => {
+                if firsts.last().is_none_or(|last| last.word != first) {
+                    firsts.push(of(first, "the rules for what the guest may reach"));
+                }
+                if let Some(last) = firsts.last_mut() {
+                    last.seconds.push(of(second, help));
+                }
+            }
+            _ => {}
         }
     }
     firsts
+}
+
+/// The cases of a command's words, for bash and zsh.
+fn cases(commands: &[Syntax]) -> String {
+    let case = |command: &Syntax| {
+        let (skip, words) = (command.words.len(), command.words.join(" "));
+        let pattern = if skip > 1 { format!("'{words}'") } else { format!("'{words} '*") };
+        format!("        {pattern}) skip={skip} kinds=({}) ;;\n", kinds(command))
+    };
+    commands.iter().map(case).collect()
 }
 
 /// The kinds of the operands of a command, for the scripts. The last one is that of all that follow.

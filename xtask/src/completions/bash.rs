@@ -2,7 +2,7 @@
 
 use pesto::options::{FLOW_CONDITIONS, FRAME_CONDITIONS, Syntax};
 
-use super::{Argument, Flag, Program, Rest, conditions, first_words, kinds, title, with_argument};
+use super::{Argument, Flag, Program, Rest, Word, cases, conditions, first_words, title, with_argument};
 
 /// The script for bash.
 pub(super) fn script(program: &Program) -> String {
@@ -72,15 +72,10 @@ complete -o filenames -F _{name} {name}
 
 /// The functions that complete an operand of `pesto`. `options` are the names of options with an argument.
 fn operands(commands: &[Syntax], options: &str) -> String {
-    let mut cases = String::new();
-    for command in commands {
-        let (skip, words) = (command.words.len(), command.words.join(" "));
-        let pattern = if skip > 1 { format!("'{words}'") } else { format!("'{words} '*") };
-        cases += &format!("        {pattern}) skip={skip} kinds=({}) ;;\n", kinds(command));
-    }
-    let firsts = first_words(commands);
-    for (first, seconds) in firsts.iter().filter(|(_, seconds)| !seconds.is_empty()) {
-        cases += &format!("        '{first} '*) skip=1 kinds=(word none) words='{}' ;;\n", seconds.join(" "));
+    let (mut cases, firsts) = (cases(commands), first_words(commands));
+    for Word { word, seconds, .. } in firsts.iter().filter(|first| !first.seconds.is_empty()) {
+        let seconds: Vec<&str> = seconds.iter().map(|second| second.word).collect();
+        cases += &format!("        '{word} '*) skip=1 kinds=(word none) words='{}' ;;\n", seconds.join(" "));
     }
     format!(
         r#"
@@ -120,7 +115,7 @@ _pesto_operand() {{
     esac
 }}
 "#,
-        firsts = firsts.iter().map(|(first, _)| *first).collect::<Vec<_>>().join(" "),
+        firsts = firsts.iter().map(|first| first.word).collect::<Vec<_>>().join(" "),
         flows = conditions(&FLOW_CONDITIONS),
         frames = conditions(&FRAME_CONDITIONS),
     )

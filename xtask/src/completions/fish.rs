@@ -2,7 +2,7 @@
 
 use pesto::options::{FLOW_CONDITIONS, FRAME_CONDITIONS, Syntax};
 
-use super::{Argument, Flag, Program, Rest, conditions, first_words, kinds, title, with_argument};
+use super::{Argument, Flag, Program, Rest, Word, conditions, first_words, kinds, title, with_argument};
 
 /// The script for fish.
 pub(super) fn script(program: &Program) -> String {
@@ -45,18 +45,16 @@ fn operands(commands: &[Syntax], options: &str) -> String {
             "        case '{pattern}{rest}'\n            set skip {skip}\n            set kinds {}\n",
             kinds(command)
         );
-        let [last] = command.words else { continue };
-        words += &format!("{} start' -a {last} -d '{}'\n", WHEN, quoted(command.help));
     }
-    for (first, seconds) in first_words(commands).iter().filter(|(_, seconds)| !seconds.is_empty()) {
-        cases += &format!(
-            "        case '{first} *'\n            set skip 1\n            set kinds {first} none\n"
-        );
-        words += &format!("{WHEN} start' -a {first} -d 'the rules for what the guest may reach'\n");
+    for Word { word, help, seconds } in first_words(commands) {
+        words += &format!("{WHEN} start' -a {word} -d '{}'\n", quoted(help));
+        if !seconds.is_empty() {
+            cases += &format!(
+                "        case '{word} *'\n            set skip 1\n            set kinds {word} none\n"
+            );
+        }
         for second in seconds {
-            let command = commands.iter().find(|command| command.words == [*first, *second]);
-            let help = command.map_or_else(String::new, |command| quoted(command.help));
-            words += &format!("{WHEN} {first}' -a {second} -d '{help}'\n");
+            words += &format!("{WHEN} {word}' -a {} -d '{}'\n", second.word, quoted(second.help));
         }
     }
     format!(

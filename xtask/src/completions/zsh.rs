@@ -2,7 +2,7 @@
 
 use pesto::options::{FLOW_CONDITIONS, FRAME_CONDITIONS, Syntax};
 
-use super::{Argument, Flag, Program, Rest, conditions, first_words, kinds, title, with_argument};
+use super::{Argument, Flag, Program, Rest, Word, cases, conditions, first_words, title, with_argument};
 
 /// The script for zsh.
 pub(super) fn script(program: &Program) -> String {
@@ -44,28 +44,17 @@ fn specs(opt: &Flag) -> Vec<String> {
 
 /// The functions that complete an operand of `pesto`. `options` are the names of options with an argument.
 fn operands(commands: &[Syntax], options: &str) -> String {
-    let mut cases = String::new();
-    for command in commands {
-        let (skip, words) = (command.words.len(), command.words.join(" "));
-        let pattern = if skip > 1 { format!("'{words}'") } else { format!("'{words} '*") };
-        cases += &format!("        {pattern}) skip={skip} kinds=({}) ;;\n", kinds(command));
-    }
-    let described = |word: &str, help: &str| format!("'{word}:{}'", escape(help));
-    let (mut starts, mut lists) = (Vec::new(), String::new());
-    for (first, seconds) in first_words(commands) {
-        let help = |word: &str| {
-            let command = commands.iter().find(|command| command.words.last() == Some(&word));
-            command.map_or("the rules for what the guest may reach", |command| command.help)
-        };
-        starts.push(described(first, help(first)));
-        if !seconds.is_empty() {
-            cases += &format!("        '{first} '*) skip=1 kinds=({first} none) ;;\n");
-            let seconds: Vec<String> = seconds.iter().map(|second| described(second, help(second))).collect();
-            lists += &format!(
-                "        {first}) commands=({}); _describe command commands && ret=0 ;;\n",
-                seconds.join(" ")
-            );
-        }
+    let described = |word: &Word| format!("'{}:{}'", word.word, escape(word.help));
+    let (mut cases, firsts) = (cases(commands), first_words(commands));
+    let starts: Vec<String> = firsts.iter().map(described).collect();
+    let mut lists = String::new();
+    for Word { word, seconds, .. } in firsts.iter().filter(|first| !first.seconds.is_empty()) {
+        cases += &format!("        '{word} '*) skip=1 kinds=({word} none) ;;\n");
+        let seconds: Vec<String> = seconds.iter().map(described).collect();
+        lists += &format!(
+            "        {word}) commands=({}); _describe command commands && ret=0 ;;\n",
+            seconds.join(" ")
+        );
     }
     format!(
         r#"
